@@ -1,0 +1,66 @@
+//! Work for the threads of the rayon pool that the caller runs in.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Runs `task(0)`, …, `task(count - 1)`, each once, on the threads of the current pool, in no given order.
+///
+/// Threads claim the next task when they are done with one, so that tasks of unequal size balance. A task must
+/// write only what is its own; what it writes must not depend on which thread runs it.
+pub fn for_each(count: usize, task: impl Fn(usize) + Sync) {
+    let threads = rayon::current_num_threads().min(count);
+    if threads <= 1 {
+        for index in 0..count {
+            task(index);
+        }
+        return;
+    }
+    let next = AtomicUsize::new(0);
+    let worker = || loop {
+        let index = next.fetch_add(1, Ordering::Relaxed);
+        if index >= count {
+            break;
+        }
+        task(index);
+    };
+    rayon::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(|_| worker());
+        }
+        worker();
+    });
+}
+
+/// A slice that the tasks of [`for_each`] write at places that do not overlap.
+///
+/// The borrow of the whole slice lasts as long as this value; what each task takes out of it is up to the
+/// kernel, which is why taking is `unsafe`.
+#[derive(Clone, Copy)]
+pub struct Shared<'a, T> {
+    start: *mut T,
+    len: usize,
+    lifetime: std::marker::PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: a `Shared` only hands out parts of a slice that is exclusively borrowed for its lifetime, and the
+// caller of `part` promises that no two threads hold overlapping parts; `T: Send` lets a part move to a thread.
+unsafe impl<T: Send> Send for Shared<'_, T> {}
+// SAFETY: as above; sharing the value gives no more than copying it.
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
+
+impl<'a, T> Shared<'a, T> {
+    /// Lends `slice` to tasks.
+    pub fn new(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), lifetime: std::marker::PhantomData }
+    }
+
+    /// The elements `[start, start + len)`. Panics when they are not within the slice.
+    ///
+    /// # Safety
+    /// No other part that is alive may overlap with this one.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn part(&self, start: usize, len: usize) -> &'a mut [T] {
+        assert!(start <= self.len && len <= self.len - start, "part {start}+{len} of {}", self.len);
+        // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+}

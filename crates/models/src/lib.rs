@@ -1,0 +1,3 @@
+//! Decoders from a [`spec::ModelSpec`], and the checkpoint layouts of the families that have them.
+
+pub mod spec;
