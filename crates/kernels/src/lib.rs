@@ -7,6 +7,7 @@
 
 pub mod activation;
 pub mod gemm;
+pub mod math;
 pub mod pool;
 pub mod reference;
 pub mod simd;
