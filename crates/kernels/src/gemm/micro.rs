@@ -1,0 +1,218 @@
+//! The innermost loops: a few rows of A against one panel of B, with the sums in registers.
+
+use super::KC;
+use crate::pool::Shared;
+use crate::simd::Level;
+#[cfg(target_arch = "x86_64")]
+use x86::{avx2, avx512};
+
+/// Rows and columns of one micro-kernel. `MAX_M` and `MAX_N` are multiples of each.
+pub(super) fn shape(level: Level) -> (usize, usize) {
+    match level {
+        Level::Avx512 => (14, 32),
+        Level::Avx2 => (6, 16),
+        Level::Portable => (4, 8),
+    }
+}
+
+/// The elements of C that a call computes.
+pub(super) struct Target<'a> {
+    pub c: Shared<'a, f32>,
+    /// First element.
+    pub start: usize,
+    /// Elements from row to row.
+    pub stride: usize,
+    /// At most the micro-kernel's.
+    pub rows: usize,
+    /// At most the micro-kernel's.
+    pub cols: usize,
+    /// Start the sums from C.
+    pub load: bool,
+}
+
+/// Adds `kc` steps. `a`: rows of `KC` each (`a_rows`) or `kc` columns of the kernel's height; `b`: `kc` rows of the
+/// kernel's width.
+#[inline]
+pub(super) fn run(level: Level, a_rows: bool, kc: usize, a: &[f32], b: &[f32], to: Target) {
+    let (mr, nr) = shape(level);
+    debug_assert!(to.rows <= mr && to.cols <= nr);
+    assert!(kc <= KC && b.len() >= kc * nr);
+    assert!(a.len() >= if a_rows { to.rows * KC } else { kc * mr });
+    if to.cols == nr {
+        // SAFETY: the block that this tile belongs to is one task's, and `check` holds it within C.
+        let c = unsafe { to.c.part(to.start, (to.rows - 1) * to.stride + nr) };
+        tile(level, a_rows, to.rows, kc, a, b, c, to.stride, to.load);
+        return;
+    }
+    // The last columns go through a tile of full width.
+    let mut whole = [0.0f32; 14 * 32];
+    if to.load {
+        for i in 0..to.rows {
+            // SAFETY: as above.
+            let row = unsafe { to.c.part(to.start + i * to.stride, to.cols) };
+            whole[i * nr..][..to.cols].copy_from_slice(row);
+        }
+    }
+    tile(level, a_rows, to.rows, kc, a, b, &mut whole, nr, to.load);
+    for i in 0..to.rows {
+        // SAFETY: as above.
+        let row = unsafe { to.c.part(to.start + i * to.stride, to.cols) };
+        row.copy_from_slice(&whole[i * nr..][..to.cols]);
+    }
+}
+
+/// Picks the micro-kernel for the number of rows.
+fn tile(
+    level: Level,
+    a_rows: bool,
+    rows: usize,
+    kc: usize,
+    a: &[f32],
+    b: &[f32],
+    c: &mut [f32],
+    stride: usize,
+    load: bool,
+) {
+    macro_rules! by_rows {
+        ($kernel:ident, $($r:literal)*) => {
+            match (rows, a_rows) {
+                $(
+                    // SAFETY: the level is the machine's (`run_all` lowers it); lengths were checked in `run`.
+                    ($r, true) => unsafe { $kernel::<$r, true>(kc, a, b, c, stride, load) },
+                    // SAFETY: as above.
+                    ($r, false) => unsafe { $kernel::<$r, false>(kc, a, b, c, stride, load) },
+                )*
+                _ => {}
+            }
+        };
+    }
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => by_rows!(avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => by_rows!(avx2, 1 2 3 4 5 6),
+        _ => by_rows!(portable, 1 2 3 4),
+    }
+}
+
+/// Element (r, p) of a packed panel: rows are `KC` long, or columns `mr` high.
+#[inline(always)]
+fn at<const A_ROWS: bool>(r: usize, p: usize, mr: usize) -> usize {
+    if A_ROWS { r * KC + p } else { p * mr + r }
+}
+
+/// 4 × 8, in plain arithmetic; `unsafe` only to be called like its sisters.
+unsafe fn portable<const R: usize, const A_ROWS: bool>(
+    kc: usize,
+    a: &[f32],
+    b: &[f32],
+    c: &mut [f32],
+    stride: usize,
+    load: bool,
+) {
+    let mut sums = [[0.0f32; 8]; R];
+    if load {
+        for (r, sum) in sums.iter_mut().enumerate() {
+            sum.copy_from_slice(&c[r * stride..][..8]);
+        }
+    }
+    for (p, row) in b[..kc * 8].chunks_exact(8).enumerate() {
+        for (r, sum) in sums.iter_mut().enumerate() {
+            let x = a[at::<A_ROWS>(r, p, 4)];
+            for (s, y) in sum.iter_mut().zip(row) {
+                *s += x * y;
+            }
+        }
+    }
+    for (r, sum) in sums.iter().enumerate() {
+        c[r * stride..][..8].copy_from_slice(sum);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::at;
+    use std::arch::x86_64::*;
+
+    /// 14 × 32: 28 sums, two vectors of B, one of A.
+    ///
+    /// # Safety
+    /// AVX-512 F; `a`, `b` and `c` long enough for `R` rows, `kc` steps and 32 columns.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn avx512<const R: usize, const A_ROWS: bool>(
+        kc: usize,
+        a: &[f32],
+        b: &[f32],
+        c: &mut [f32],
+        stride: usize,
+        load: bool,
+    ) {
+        // SAFETY: every address is within the slices by the caller's promise.
+        unsafe {
+            let (a, mut b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+            let mut sums = [[_mm512_setzero_ps(); 2]; R];
+            for (r, sum) in sums.iter_mut().enumerate() {
+                if load {
+                    sum[0] = _mm512_loadu_ps(c.add(r * stride));
+                    sum[1] = _mm512_loadu_ps(c.add(r * stride + 16));
+                } else {
+                    // The stores at the end would wait for these lines.
+                    _mm_prefetch::<_MM_HINT_T0>(c.add(r * stride) as *const i8);
+                    _mm_prefetch::<_MM_HINT_T0>(c.add(r * stride + 16) as *const i8);
+                }
+            }
+            for p in 0..kc {
+                let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    let x = _mm512_set1_ps(*a.add(at::<A_ROWS>(r, p, 14)));
+                    sum[0] = _mm512_fmadd_ps(x, b0, sum[0]);
+                    sum[1] = _mm512_fmadd_ps(x, b1, sum[1]);
+                }
+                b = b.add(32);
+            }
+            for (r, sum) in sums.iter().enumerate() {
+                _mm512_storeu_ps(c.add(r * stride), sum[0]);
+                _mm512_storeu_ps(c.add(r * stride + 16), sum[1]);
+            }
+        }
+    }
+
+    /// 6 × 16: 12 sums, two vectors of B, one of A.
+    ///
+    /// # Safety
+    /// AVX2 and FMA; `a`, `b` and `c` long enough for `R` rows, `kc` steps and 16 columns.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn avx2<const R: usize, const A_ROWS: bool>(
+        kc: usize,
+        a: &[f32],
+        b: &[f32],
+        c: &mut [f32],
+        stride: usize,
+        load: bool,
+    ) {
+        // SAFETY: every address is within the slices by the caller's promise.
+        unsafe {
+            let (a, mut b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+            let mut sums = [[_mm256_setzero_ps(); 2]; R];
+            if load {
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    sum[0] = _mm256_loadu_ps(c.add(r * stride));
+                    sum[1] = _mm256_loadu_ps(c.add(r * stride + 8));
+                }
+            }
+            for p in 0..kc {
+                let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    let x = _mm256_set1_ps(*a.add(at::<A_ROWS>(r, p, 6)));
+                    sum[0] = _mm256_fmadd_ps(x, b0, sum[0]);
+                    sum[1] = _mm256_fmadd_ps(x, b1, sum[1]);
+                }
+                b = b.add(16);
+            }
+            for (r, sum) in sums.iter().enumerate() {
+                _mm256_storeu_ps(c.add(r * stride), sum[0]);
+                _mm256_storeu_ps(c.add(r * stride + 8), sum[1]);
+            }
+        }
+    }
+}

@@ -1,0 +1,364 @@
+//! Matrix products in f32: one blocked kernel behind dense and ragged grouped products.
+//!
+//! Each element of a result is one chain of multiply-adds in the order of k, starting from 0 (or from what C
+//! holds). Threads and blocks cut rows and columns, never k; so the bits of an element depend on its row of A and
+//! its column of B alone, not on how many rows, groups or threads there are.
+//!
+//! A task computes a block of C of at most [`MAX_M`] × [`MAX_N`] elements. It walks k in steps of [`KC`]: the block of B
+//! is packed into panels of as many columns as the micro-kernel has lanes (they stay in the second-level cache),
+//! then each panel of a few rows of A is packed (first-level cache) and met with all of them. Packing is also
+//! where rows are gathered (tokens of an expert), scaled (gate weights) and transposed.
+
+mod micro;
+mod pack;
+
+use crate::pool::{self, Shared};
+use crate::simd::Level;
+use pack::Scratch;
+
+/// Steps of k between two visits to C.
+pub(crate) const KC: usize = 256;
+/// Rows of C in one task, at most (a multiple of every micro-kernel's rows).
+pub(crate) const MAX_M: usize = 504;
+/// Columns of C in one task, at most (a multiple of every micro-kernel's columns).
+pub(crate) const MAX_N: usize = 512;
+
+/// A matrix seen through strides: element (i, j) is `data[i * row_stride + j * col_stride]`; one of the two is 1.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    /// The elements.
+    pub data: &'a [f32],
+    /// Elements from one row to the next.
+    pub row_stride: usize,
+    /// Elements from one column to the next.
+    pub col_stride: usize,
+}
+
+impl<'a> View<'a> {
+    /// Rows of `stride` elements each, one after another.
+    pub fn rows(data: &'a [f32], stride: usize) -> Self {
+        Self { data, row_stride: stride, col_stride: 1 }
+    }
+
+    /// The transpose.
+    pub fn t(self) -> Self {
+        Self { data: self.data, row_stride: self.col_stride, col_stride: self.row_stride }
+    }
+}
+
+/// One side of a [`Product`]: lines of contiguous elements, each `stride` after the one before.
+#[derive(Clone, Copy)]
+pub struct Operand<'a> {
+    /// The elements of all lines.
+    pub data: &'a [f32],
+    /// Elements from one line to the next.
+    pub stride: usize,
+    /// Line i is the line `gather[i]` of `data`.
+    pub gather: Option<&'a [u32]>,
+    /// Line i is multiplied by `scale[i]`.
+    pub scale: Option<&'a [f32]>,
+    /// Along a line runs k (else the rows of A, or the columns of B).
+    pub k_inner: bool,
+}
+
+impl<'a> Operand<'a> {
+    /// Lines along which k runs: rows of A, or columns of B (a weight of shape \[out, in\]).
+    pub fn k_inner(data: &'a [f32], stride: usize) -> Self {
+        Self { data, stride, gather: None, scale: None, k_inner: true }
+    }
+
+    /// Lines across k: line p holds row p of B, or column p of A.
+    pub fn k_outer(data: &'a [f32], stride: usize) -> Self {
+        Self { data, stride, gather: None, scale: None, k_inner: false }
+    }
+
+    /// The same with its lines picked by index.
+    pub fn gathered(self, lines: &'a [u32]) -> Self {
+        Self { gather: Some(lines), ..self }
+    }
+
+    /// The same with each line multiplied by a number of its own.
+    pub fn scaled(self, factors: &'a [f32]) -> Self {
+        Self { scale: Some(factors), ..self }
+    }
+
+    /// Line `i` from element `start` on, `len` of them.
+    #[inline(always)]
+    fn line(&self, i: usize, start: usize, len: usize) -> &'a [f32] {
+        let line = self.gather.map_or(i, |lines| lines[i] as usize);
+        &self.data[line * self.stride + start..][..len]
+    }
+
+    fn of_a(view: View<'a>) -> Self {
+        if view.col_stride == 1 {
+            Self::k_inner(view.data, view.row_stride)
+        } else {
+            assert_eq!(view.row_stride, 1, "one stride of a view is 1");
+            Self::k_outer(view.data, view.col_stride)
+        }
+    }
+
+    fn of_b(view: View<'a>) -> Self {
+        if view.col_stride == 1 {
+            Self::k_outer(view.data, view.row_stride)
+        } else {
+            assert_eq!(view.row_stride, 1, "one stride of a view is 1");
+            Self::k_inner(view.data, view.col_stride)
+        }
+    }
+}
+
+/// `C [m, n] = A [m, k] · B [k, n]`, or `C += A · B`, with C at `c_start` in a slice shared by several products.
+#[derive(Clone, Copy)]
+pub struct Product<'a> {
+    /// Rows of C.
+    pub m: usize,
+    /// Columns of C; with `twin`, of each half.
+    pub n: usize,
+    /// Length of each sum.
+    pub k: usize,
+    /// The left side.
+    pub a: Operand<'a>,
+    /// The right side.
+    pub b: Operand<'a>,
+    /// Where C begins.
+    pub c_start: usize,
+    /// Elements from one row of C to the next.
+    pub c_stride: usize,
+    /// Add to C.
+    pub accumulate: bool,
+    /// Columns j and `j + twin` are computed by the same task, for an epilogue that joins them (gate and up).
+    pub twin: Option<usize>,
+}
+
+/// A few finished rows of a block of C, for an epilogue while they are still in the cache.
+pub struct Tile<'a> {
+    /// Which product.
+    pub product: usize,
+    /// Rows of C.
+    pub rows: std::ops::Range<usize>,
+    /// Columns of C (of the first half, with a twin).
+    pub cols: std::ops::Range<usize>,
+    c: Shared<'a, f32>,
+    c_start: usize,
+    c_stride: usize,
+    twin: usize,
+}
+
+impl Tile<'_> {
+    /// The part of row `row` (of the product) that lies in this tile.
+    pub fn row(&mut self, row: usize) -> &mut [f32] {
+        assert!(self.rows.contains(&row));
+        // SAFETY: tiles do not overlap, and `&mut self` keeps this the only part taken from this one.
+        unsafe { self.c.part(self.c_start + row * self.c_stride + self.cols.start, self.cols.len()) }
+    }
+
+    /// The part of row `row` in this tile, and its twin.
+    pub fn row_pair(&mut self, row: usize) -> (&mut [f32], &mut [f32]) {
+        assert!(self.rows.contains(&row) && self.twin >= self.cols.len());
+        let start = self.c_start + row * self.c_stride + self.cols.start;
+        // SAFETY: as in `row`; the halves are `twin` apart, so they do not overlap each other.
+        unsafe { (self.c.part(start, self.cols.len()), self.c.part(start + self.twin, self.cols.len())) }
+    }
+}
+
+/// `C [m, n] = A [m, k] · B [k, n]` on the calling thread alone, or `C += A · B` when `accumulate`; the rows of C
+/// are `c_stride` apart. Each element is one chain of multiply-adds in the order of k, starting from 0 or from C.
+pub fn serial(
+    m: usize,
+    n: usize,
+    k: usize,
+    a: View,
+    b: View,
+    c: &mut [f32],
+    c_stride: usize,
+    accumulate: bool,
+) {
+    serial_at(Level::current(), m, n, k, a, b, c, c_stride, accumulate);
+}
+
+/// [`serial`] with the instructions of `level`.
+pub fn serial_at(
+    level: Level,
+    m: usize,
+    n: usize,
+    k: usize,
+    a: View,
+    b: View,
+    c: &mut [f32],
+    c_stride: usize,
+    accumulate: bool,
+) {
+    let product = Product {
+        m,
+        n,
+        k,
+        a: Operand::of_a(a),
+        b: Operand::of_b(b),
+        c_start: 0,
+        c_stride,
+        accumulate,
+        twin: None,
+    };
+    check(&product, c.len());
+    let shared = Shared::new(c);
+    let level = level.min(Level::detected());
+    for m0 in (0..m).step_by(MAX_M) {
+        for n0 in (0..n).step_by(MAX_N) {
+            let block = Block { product: 0, m0, m1: (m0 + MAX_M).min(m), n0, n1: (n0 + MAX_N).min(n) };
+            run_block(level, &product, &block, shared, &|_: Tile| {});
+        }
+    }
+}
+
+/// As [`serial`], on all threads of the pool, with the same bits.
+pub fn parallel(
+    m: usize,
+    n: usize,
+    k: usize,
+    a: View,
+    b: View,
+    c: &mut [f32],
+    c_stride: usize,
+    accumulate: bool,
+) {
+    let (a, b) = (Operand::of_a(a), Operand::of_b(b));
+    let product = Product { m, n, k, a, b, c_start: 0, c_stride, accumulate, twin: None };
+    run_all(Level::current(), &[product], c, |_| {});
+}
+
+/// Runs all products on the threads of the pool as one list of tasks; `epilogue` gets each tile of C once, when its
+/// elements are done. The parts of C that the products write must not overlap.
+///
+/// Panics when an operand or C is too short for its product.
+pub fn run_all(level: Level, products: &[Product], c: &mut [f32], epilogue: impl Fn(Tile) + Sync) {
+    let level = level.min(Level::detected());
+    let blocks = cut(level, products, rayon::current_num_threads());
+    for product in products {
+        check(product, c.len());
+    }
+    let shared = Shared::new(c);
+    pool::for_each(blocks.len(), |index| {
+        let block = &blocks[index];
+        run_block(level, &products[block.product], block, shared, &epilogue);
+    });
+}
+
+/// A part of a product that one task computes: rows `m0..m1`, columns `n0..n1` (and their twins).
+#[derive(Debug)]
+struct Block {
+    product: usize,
+    m0: usize,
+    m1: usize,
+    n0: usize,
+    n1: usize,
+}
+
+/// Cuts products into blocks: as large as the caches like, but enough of them to keep `threads` busy to the end.
+fn cut(level: Level, products: &[Product], threads: usize) -> Vec<Block> {
+    let (mr, nr) = micro::shape(level);
+    let work = |p: &Product| (p.m * p.n * (1 + usize::from(p.twin.is_some()))) as f64 * (p.k + 16) as f64;
+    let total: f64 = products.iter().map(work).sum();
+    // With six tasks or more a thread, the last ones end close together.
+    let most = if threads == 1 { f64::INFINITY } else { total / (6 * threads) as f64 };
+    let mut blocks = Vec::new();
+    for (index, p) in products.iter().enumerate() {
+        if p.m == 0 || p.n == 0 {
+            continue;
+        }
+        let widest = if p.twin.is_some() { MAX_N / 2 } else { MAX_N };
+        let mut cols = p.n.div_ceil(p.n.div_ceil(widest));
+        let mut rows = p.m.div_ceil(p.m.div_ceil(MAX_M));
+        let cost = |rows: usize, cols: usize| work(p) / (p.m * p.n) as f64 * (rows * cols) as f64;
+        // Narrower blocks pack A more often, lower ones pack B more often: give up whichever is longer.
+        while cost(rows, cols) > most && (rows > 4 * mr || cols > 4 * nr) {
+            if rows > 4 * mr && (rows >= cols || cols <= 4 * nr) {
+                rows = rows.div_ceil(2);
+            } else {
+                cols = cols.div_ceil(2);
+            }
+        }
+        let rows = rows.next_multiple_of(mr).min(MAX_M);
+        let cols = cols.next_multiple_of(nr).min(widest);
+        for n0 in (0..p.n).step_by(cols) {
+            for m0 in (0..p.m).step_by(rows) {
+                let (m1, n1) = ((m0 + rows).min(p.m), (n0 + cols).min(p.n));
+                blocks.push(Block { product: index, m0, m1, n0, n1 });
+            }
+        }
+    }
+    blocks
+}
+
+/// Panics when a slice is too short: the packing relies on it only for its messages, the stores to C for soundness.
+fn check(p: &Product, c_len: usize) {
+    if p.m == 0 || p.n == 0 {
+        return;
+    }
+    let width = p.n + p.twin.unwrap_or(0);
+    assert!(p.twin.is_none_or(|twin| twin >= p.n), "the halves of a product with twins overlap");
+    assert!(p.c_stride >= width || p.m == 1, "rows of C overlap: stride {} for {width} columns", p.c_stride);
+    let end = p.c_start + (p.m - 1) * p.c_stride + width;
+    assert!(end <= c_len, "C has {c_len} elements, the product needs {end}");
+}
+
+/// Computes one block, calling `epilogue` for each panel of rows.
+fn run_block(level: Level, p: &Product, block: &Block, c: Shared<f32>, epilogue: &(impl Fn(Tile) + Sync)) {
+    let (mr, nr) = micro::shape(level);
+    let (m, n) = (block.m1 - block.m0, block.n1 - block.n0);
+    let halves = 1 + usize::from(p.twin.is_some());
+    let panels = n.div_ceil(nr);
+    pack::with_scratch(|scratch: &mut Scratch| {
+        let mut k0 = 0;
+        loop {
+            let kc = KC.min(p.k - k0);
+            for half in 0..halves {
+                let first = block.n0 + half * p.twin.unwrap_or(0);
+                let into = &mut scratch.b[half * panels * nr * KC..];
+                pack::b(level, &p.b, k0, kc, first, n, nr, into);
+            }
+            if !p.a.k_inner {
+                pack::a_across(&p.a, k0, kc, block.m0, m, mr, &mut scratch.a);
+            }
+            let last = k0 + kc == p.k;
+            let load = p.accumulate || k0 > 0;
+            for (panel, i0) in (0..m).step_by(mr).enumerate() {
+                let rows = mr.min(m - i0);
+                let a_panel: &[f32] = if p.a.k_inner {
+                    pack::a_along(&p.a, k0, kc, block.m0 + i0, rows, &mut scratch.a);
+                    &scratch.a
+                } else {
+                    &scratch.a[panel * mr * KC..]
+                };
+                for half in 0..halves {
+                    let shift = half * p.twin.unwrap_or(0);
+                    for (j, j0) in (0..n).step_by(nr).enumerate() {
+                        let cols = nr.min(n - j0);
+                        let b_panel = &scratch.b[(half * panels + j) * nr * KC..][..kc * nr];
+                        let start = p.c_start + (block.m0 + i0) * p.c_stride + block.n0 + j0 + shift;
+                        let tile = micro::Target { c, start, stride: p.c_stride, rows, cols, load };
+                        micro::run(level, p.a.k_inner, kc, a_panel, b_panel, tile);
+                    }
+                }
+                if last {
+                    epilogue(Tile {
+                        product: block.product,
+                        rows: block.m0 + i0..block.m0 + i0 + rows,
+                        cols: block.n0..block.n1,
+                        c,
+                        c_start: p.c_start,
+                        c_stride: p.c_stride,
+                        twin: p.twin.unwrap_or(0),
+                    });
+                }
+            }
+            k0 += kc;
+            if last {
+                break;
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests;

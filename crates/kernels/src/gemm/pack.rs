@@ -1,0 +1,221 @@
+//! Packing: operands copied into the order in which the micro-kernels read them.
+
+use super::{KC, MAX_M, MAX_N, Operand};
+use crate::simd::Level;
+use std::cell::RefCell;
+
+/// What one thread packs into.
+pub(super) struct Scratch {
+    /// A: one panel of rows `KC` apart, or all panels of a block.
+    pub a: Vec<f32>,
+    /// B: all panels of a block.
+    pub b: Vec<f32>,
+}
+
+/// Lends the thread's scratch space.
+pub(super) fn with_scratch<R>(work: impl FnOnce(&mut Scratch) -> R) -> R {
+    thread_local! {
+        static SCRATCH: RefCell<Scratch> =
+            RefCell::new(Scratch { a: vec![0.0; MAX_M * KC], b: vec![0.0; (MAX_N + 64) * KC] });
+    }
+    SCRATCH.with_borrow_mut(work)
+}
+
+/// Rows `first..first + rows` of an A along whose lines k runs: each row `KC` after the one before.
+pub(super) fn a_along(a: &Operand, k0: usize, kc: usize, first: usize, rows: usize, into: &mut [f32]) {
+    for (r, out) in into.chunks_exact_mut(KC).take(rows).enumerate() {
+        let line = a.line(first + r, k0, kc);
+        match a.scale {
+            None => out[..kc].copy_from_slice(line),
+            Some(scale) => multiply(line, scale[first + r], &mut out[..kc]),
+        }
+    }
+}
+
+/// Rows `first..first + m` of an A whose lines lie across k: panels of `mr` rows, each a column after another.
+pub(super) fn a_across(
+    a: &Operand,
+    k0: usize,
+    kc: usize,
+    first: usize,
+    m: usize,
+    mr: usize,
+    into: &mut [f32],
+) {
+    // A line is read once, in order; its parts go to all panels.
+    for p in 0..kc {
+        let line = a.line(k0 + p, first, m);
+        let scale = a.scale.map_or(1.0, |scale| scale[k0 + p]);
+        for (panel, part) in line.chunks(mr).enumerate() {
+            let out = &mut into[panel * mr * KC + p * mr..][..part.len()];
+            if a.scale.is_some() { multiply(part, scale, out) } else { out.copy_from_slice(part) }
+        }
+    }
+}
+
+fn multiply(x: &[f32], by: f32, into: &mut [f32]) {
+    for (y, x) in into.iter_mut().zip(x) {
+        *y = x * by;
+    }
+}
+
+/// Columns `first..first + n` of B: panels of `nr` columns, each a row after another; missing columns are 0.
+pub(super) fn b(
+    level: Level,
+    b: &Operand,
+    k0: usize,
+    kc: usize,
+    first: usize,
+    n: usize,
+    nr: usize,
+    into: &mut [f32],
+) {
+    for (panel, j0) in (0..n).step_by(nr).enumerate() {
+        let cols = nr.min(n - j0);
+        let out = &mut into[panel * nr * KC..][..kc * nr];
+        if b.k_inner {
+            if cols < nr {
+                out.fill(0.0);
+            }
+            b_columns(level, b, k0, kc, first + j0, cols, nr, out);
+        } else {
+            for (p, row) in out.chunks_exact_mut(nr).enumerate() {
+                let line = b.line(k0 + p, first + j0, cols);
+                match b.scale {
+                    None => row[..cols].copy_from_slice(line),
+                    Some(scale) => multiply(line, scale[k0 + p], &mut row[..cols]),
+                }
+                row[cols..].fill(0.0);
+            }
+        }
+    }
+}
+
+/// One panel of a B along whose lines k runs: a transposition.
+fn b_columns(
+    level: Level,
+    b: &Operand,
+    k0: usize,
+    kc: usize,
+    first: usize,
+    cols: usize,
+    nr: usize,
+    out: &mut [f32],
+) {
+    let side = match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => 16,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => 8,
+        _ => 1,
+    };
+    let (whole_k, whole_n) = if b.scale.is_none() { (kc - kc % side, cols - cols % side) } else { (0, 0) };
+    #[cfg(target_arch = "x86_64")]
+    if side > 1 {
+        for j in (0..whole_n).step_by(side) {
+            let mut lines = [std::ptr::null(); 16];
+            for (i, line) in lines[..side].iter_mut().enumerate() {
+                *line = b.line(first + j + i, k0, kc).as_ptr();
+            }
+            for p in (0..whole_k).step_by(side) {
+                let to = &mut out[p * nr + j..][..(side - 1) * nr + side];
+                // SAFETY: each line holds `kc` elements, of which `p + side` are read; `to` holds `side` rows
+                // `nr` apart; the level is the machine's.
+                unsafe {
+                    if side == 16 {
+                        x86::transpose16(&lines, p, to.as_mut_ptr(), nr);
+                    } else {
+                        x86::transpose8(&lines, p, to.as_mut_ptr(), nr);
+                    }
+                }
+            }
+        }
+    }
+    let (whole_k, whole_n) = if side > 1 { (whole_k, whole_n) } else { (0, 0) };
+    for j in 0..cols {
+        let line = b.line(first + j, k0, kc);
+        let scale = b.scale.map_or(1.0, |scale| scale[first + j]);
+        let from = if j < whole_n { whole_k } else { 0 };
+        for (p, x) in line.iter().enumerate().skip(from) {
+            out[p * nr + j] = x * scale;
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    /// 16 × 16: element `p + i` of line j goes to row i, column j of `to`, whose rows are `stride` apart.
+    ///
+    /// # Safety
+    /// AVX-512 F; sixteen lines readable from `p` to `p + 16`; `to` writable for 16 rows of 16.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn transpose16(lines: &[*const f32; 16], p: usize, to: *mut f32, stride: usize) {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let mut r = [_mm512_setzero_ps(); 16];
+            for i in 0..16 {
+                r[i] = _mm512_loadu_ps(lines[i].add(p));
+            }
+            // Pairs of lines, interleaved by elements, then by pairs of elements: 4 × 4 in each quarter.
+            let mut s = [_mm512_setzero_ps(); 16];
+            for i in 0..8 {
+                s[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                s[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            }
+            for i in 0..4 {
+                let [a, b, c, d] =
+                    [s[4 * i], s[4 * i + 1], s[4 * i + 2], s[4 * i + 3]].map(|v| _mm512_castps_pd(v));
+                r[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+                r[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+                r[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+                r[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+            }
+            // r[4g + e] holds, in quarter q, element 4q + e of lines 4g..4g + 4: now the quarters change places.
+            for e in 0..4 {
+                let (a, b, c, d) = (r[e], r[4 + e], r[8 + e], r[12 + e]);
+                let ab_even = _mm512_shuffle_f32x4::<0x88>(a, b);
+                let ab_odd = _mm512_shuffle_f32x4::<0xdd>(a, b);
+                let cd_even = _mm512_shuffle_f32x4::<0x88>(c, d);
+                let cd_odd = _mm512_shuffle_f32x4::<0xdd>(c, d);
+                _mm512_storeu_ps(to.add(e * stride), _mm512_shuffle_f32x4::<0x88>(ab_even, cd_even));
+                _mm512_storeu_ps(to.add((4 + e) * stride), _mm512_shuffle_f32x4::<0x88>(ab_odd, cd_odd));
+                _mm512_storeu_ps(to.add((8 + e) * stride), _mm512_shuffle_f32x4::<0xdd>(ab_even, cd_even));
+                _mm512_storeu_ps(to.add((12 + e) * stride), _mm512_shuffle_f32x4::<0xdd>(ab_odd, cd_odd));
+            }
+        }
+    }
+
+    /// 8 × 8, as [`transpose16`].
+    ///
+    /// # Safety
+    /// AVX2; eight lines readable from `p` to `p + 8`; `to` writable for 8 rows of 8.
+    #[target_feature(enable = "avx2")]
+    pub(super) unsafe fn transpose8(lines: &[*const f32; 16], p: usize, to: *mut f32, stride: usize) {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let mut r = [_mm256_setzero_ps(); 8];
+            for i in 0..8 {
+                r[i] = _mm256_loadu_ps(lines[i].add(p));
+            }
+            let mut s = [_mm256_setzero_ps(); 8];
+            for i in 0..4 {
+                s[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+                s[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+            }
+            for i in 0..2 {
+                let [a, b, c, d] =
+                    [s[4 * i], s[4 * i + 1], s[4 * i + 2], s[4 * i + 3]].map(|v| _mm256_castps_pd(v));
+                r[4 * i] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
+                r[4 * i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
+                r[4 * i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
+                r[4 * i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
+            }
+            for e in 0..4 {
+                _mm256_storeu_ps(to.add(e * stride), _mm256_permute2f128_ps::<0x20>(r[e], r[4 + e]));
+                _mm256_storeu_ps(to.add((4 + e) * stride), _mm256_permute2f128_ps::<0x31>(r[e], r[4 + e]));
+            }
+        }
+    }
+}

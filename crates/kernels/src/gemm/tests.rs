@@ -1,0 +1,166 @@
+//! The blocked products against plain loops: every level, every kind of operand, odd sizes, empty groups.
+
+use super::*;
+use proptest::prelude::*;
+
+fn numbers(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..n)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            ((state >> 40) as f32 / (1u64 << 24) as f32) - 0.5
+        })
+        .collect()
+}
+
+/// The product of element functions, in f64.
+fn plain(
+    m: usize,
+    n: usize,
+    k: usize,
+    a: impl Fn(usize, usize) -> f32,
+    b: impl Fn(usize, usize) -> f32,
+) -> Vec<f64> {
+    let mut c = vec![0.0; m * n];
+    for i in 0..m {
+        for j in 0..n {
+            c[i * n + j] = (0..k).map(|p| a(i, p) as f64 * b(p, j) as f64).sum();
+        }
+    }
+    c
+}
+
+fn close(got: &[f32], want: &[f64], k: usize) {
+    let bound = 1e-6 * (k as f64).sqrt().max(1.0);
+    for (i, (g, w)) in got.iter().zip(want).enumerate() {
+        assert!((*g as f64 - w).abs() <= bound, "element {i}: {g}, not {w}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn dense_products_agree_with_loops(
+        m in 0usize..70, n in 0usize..90, k in 0usize..300, a_t: bool, b_t: bool, accumulate: bool, seed: u64,
+    ) {
+        let (a, b) = (numbers(m * k, seed), numbers(k * n, seed ^ 1));
+        let start = numbers(m * n, seed ^ 2);
+        let a_at = |i: usize, p: usize| if a_t { a[p * m + i] } else { a[i * k + p] };
+        let b_at = |p: usize, j: usize| if b_t { b[j * k + p] } else { b[p * n + j] };
+        let mut want = plain(m, n, k, a_at, b_at);
+        if accumulate {
+            for (w, s) in want.iter_mut().zip(&start) {
+                *w += *s as f64;
+            }
+        }
+        let va = if a_t { View::rows(&a, m).t() } else { View::rows(&a, k) };
+        let vb = if b_t { View::rows(&b, k).t() } else { View::rows(&b, n) };
+        // A view whose two strides are 1 is read either way.
+        for level in Level::available() {
+            let mut c = start.clone();
+            serial_at(level, m, n, k, va, vb, &mut c, n.max(1), accumulate);
+            close(&c, &want, k);
+        }
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_blocks_or_threads(m in 1usize..200, n in 1usize..140, k in 1usize..530, seed: u64) {
+        let (a, b) = (numbers(m * k, seed), numbers(n * k, seed ^ 1));
+        let (va, vb) = (View::rows(&a, k), View::rows(&b, k).t());
+        let mut whole = vec![0.0; m * n];
+        serial(m, n, k, va, vb, &mut whole, n, false);
+        for threads in [1, 2, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut c = vec![0.0; m * n];
+            pool.install(|| parallel(m, n, k, va, vb, &mut c, n, false));
+            prop_assert_eq!(&c, &whole);
+        }
+        // One row alone, and one column alone.
+        let (i, j) = (seed as usize % m, (seed >> 20) as usize % n);
+        let mut row = vec![0.0; n];
+        serial(1, n, k, View::rows(&a[i * k..], k), vb, &mut row, n, false);
+        prop_assert_eq!(&row[..], &whole[i * n..][..n]);
+        let mut col = vec![0.0; m];
+        serial(m, 1, k, va, View::rows(&b[j * k..], k).t(), &mut col, 1, false);
+        for i in 0..m {
+            prop_assert_eq!(col[i], whole[i * n + j]);
+        }
+    }
+
+    #[test]
+    fn grouped_products_gather_scale_and_pair(
+        sizes in prop::collection::vec(0usize..40, 1..6), n in 1usize..50, k in 1usize..70, seed: u64,
+    ) {
+        // Groups of rows gathered from a pool of rows, each group with a weight of its own of [2n, k].
+        let total: usize = sizes.iter().sum();
+        let pool_rows = 17;
+        let x = numbers(pool_rows * k, seed);
+        let w = numbers(sizes.len() * 2 * n * k, seed ^ 3);
+        let scale = numbers(total, seed ^ 4);
+        let lines: Vec<u32> = (0..total).map(|i| ((i as u64 * 7 + seed) % pool_rows as u64) as u32).collect();
+        for level in Level::available() {
+            let mut c = vec![f32::NAN; total * 2 * n];
+            let mut products = Vec::new();
+            let mut start = 0;
+            for (g, &rows) in sizes.iter().enumerate() {
+                products.push(Product {
+                    m: rows, n, k,
+                    a: Operand::k_inner(&x, k).gathered(&lines[start..start + rows]).scaled(&scale[start..start + rows]),
+                    b: Operand::k_inner(&w[g * 2 * n * k..][..2 * n * k], k),
+                    c_start: start * 2 * n, c_stride: 2 * n, accumulate: false, twin: Some(n),
+                });
+                start += rows;
+            }
+            // The epilogue swaps the halves, so each is seen once and finished.
+            run_all(level, &products, &mut c, |mut tile| {
+                for i in tile.rows.clone() {
+                    let (a, b) = tile.row_pair(i);
+                    a.swap_with_slice(b);
+                }
+            });
+            let mut start = 0;
+            for (g, &rows) in sizes.iter().enumerate() {
+                let at = |i: usize, p: usize| x[lines[start + i] as usize * k + p] * scale[start + i];
+                let want = plain(rows, 2 * n, k, at, |p, j| w[(g * 2 * n + (j + n) % (2 * n)) * k + p]);
+                close(&c[start * 2 * n..][..rows * 2 * n], &want, k);
+                start += rows;
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_of_weights_add_over_gathered_lines(m in 1usize..60, n in 1usize..60, k in 0usize..300, seed: u64) {
+        // C += Aᵀ·B with both operands across k, gathered and scaled.
+        let pool_rows = 13;
+        let (a, b) = (numbers(pool_rows * m, seed), numbers(pool_rows * n, seed ^ 1));
+        let lines: Vec<u32> = (0..k).map(|i| ((i as u64 * 5 + seed) % pool_rows as u64) as u32).collect();
+        let scale = numbers(k, seed ^ 2);
+        let start = numbers(m * n, seed ^ 3);
+        let at = |i: usize, p: usize| a[lines[p] as usize * m + i] * scale[p];
+        let mut want = plain(m, n, k, at, |p, j| b[lines[p] as usize * n + j]);
+        for (w, s) in want.iter_mut().zip(&start) {
+            *w += *s as f64;
+        }
+        for level in Level::available() {
+            let mut c = start.clone();
+            let product = Product {
+                m, n, k,
+                a: Operand::k_outer(&a, m).gathered(&lines).scaled(&scale),
+                b: Operand::k_outer(&b, n).gathered(&lines),
+                c_start: 0, c_stride: n, accumulate: true, twin: None,
+            };
+            run_all(level, &[product], &mut c, |_| {});
+            close(&c, &want, k);
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "C has 3 elements")]
+fn a_short_result_is_refused() {
+    let mut c = [0.0; 3];
+    parallel(2, 2, 1, View::rows(&[1.0, 2.0], 1), View::rows(&[1.0, 2.0], 2), &mut c, 2, false);
+}
