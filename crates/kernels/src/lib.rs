@@ -8,6 +8,6 @@
 pub mod activation;
 pub mod gemm;
 pub mod math;
+pub mod peak;
 pub mod pool;
-pub mod reference;
 pub mod simd;

@@ -132,6 +132,9 @@ unsafe fn portable<const R: usize, const A_ROWS: bool>(
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::at;
+
+    /// B comes from the second-level cache: how far ahead of its use it is asked for, in elements.
+    const AHEAD: usize = 16 * 32;
     use std::arch::x86_64::*;
 
     /// 14 × 32: 28 sums, two vectors of B, one of A.
@@ -162,6 +165,8 @@ mod x86 {
                 }
             }
             for p in 0..kc {
+                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(AHEAD) as *const i8);
+                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(AHEAD + 16) as *const i8);
                 let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
                 for (r, sum) in sums.iter_mut().enumerate() {
                     let x = _mm512_set1_ps(*a.add(at::<A_ROWS>(r, p, 14)));

@@ -17,7 +17,7 @@ use crate::simd::Level;
 use pack::Scratch;
 
 /// Steps of k between two visits to C.
-pub(crate) const KC: usize = 256;
+pub(crate) const KC: usize = 512;
 /// Rows of C in one task, at most (a multiple of every micro-kernel's rows).
 pub(crate) const MAX_M: usize = 504;
 /// Columns of C in one task, at most (a multiple of every micro-kernel's columns).
@@ -280,8 +280,9 @@ fn cut(level: Level, products: &[Product], threads: usize) -> Vec<Block> {
         }
         let rows = rows.next_multiple_of(mr).min(MAX_M);
         let cols = cols.next_multiple_of(nr).min(widest);
-        for n0 in (0..p.n).step_by(cols) {
-            for m0 in (0..p.m).step_by(rows) {
+        // Neighbours in the list share rows of A, which are then still in a shared cache.
+        for m0 in (0..p.m).step_by(rows) {
+            for n0 in (0..p.n).step_by(cols) {
                 let (m1, n1) = ((m0 + rows).min(p.m), (n0 + cols).min(p.n));
                 blocks.push(Block { product: index, m0, m1, n0, n1 });
             }
@@ -308,7 +309,7 @@ fn run_block(level: Level, p: &Product, block: &Block, c: Shared<f32>, epilogue:
     let (m, n) = (block.m1 - block.m0, block.n1 - block.n0);
     let halves = 1 + usize::from(p.twin.is_some());
     let panels = n.div_ceil(nr);
-    pack::with_scratch(|scratch: &mut Scratch| {
+    pack::with_scratch(|scratch: Scratch| {
         let mut k0 = 0;
         loop {
             let kc = KC.min(p.k - k0);
@@ -318,21 +319,25 @@ fn run_block(level: Level, p: &Product, block: &Block, c: Shared<f32>, epilogue:
                 pack::b(level, &p.b, k0, kc, first, n, nr, into);
             }
             if !p.a.k_inner {
-                pack::a_across(&p.a, k0, kc, block.m0, m, mr, &mut scratch.a);
+                pack::a_across(&p.a, k0, kc, block.m0, m, mr, scratch.a);
             }
             let last = k0 + kc == p.k;
             let load = p.accumulate || k0 > 0;
             for (panel, i0) in (0..m).step_by(mr).enumerate() {
                 let rows = mr.min(m - i0);
                 let a_panel: &[f32] = if p.a.k_inner {
-                    pack::a_along(&p.a, k0, kc, block.m0 + i0, rows, &mut scratch.a);
-                    &scratch.a
+                    pack::a_along(&p.a, k0, kc, block.m0 + i0, rows, scratch.a);
+                    scratch.a
                 } else {
                     &scratch.a[panel * mr * KC..]
                 };
                 for half in 0..halves {
                     let shift = half * p.twin.unwrap_or(0);
                     for (j, j0) in (0..n).step_by(nr).enumerate() {
+                        if p.a.k_inner && half == 0 && j < mr && i0 + mr + j < m {
+                            // The rows of the next panel come from far away: one is asked for with each tile.
+                            pack::prefetch(p.a.line(block.m0 + i0 + mr + j, k0, kc));
+                        }
                         let cols = nr.min(n - j0);
                         let b_panel = &scratch.b[(half * panels + j) * nr * KC..][..kc * nr];
                         let start = p.c_start + (block.m0 + i0) * p.c_stride + block.n0 + j0 + shift;

@@ -5,20 +5,26 @@ use crate::simd::Level;
 use std::cell::RefCell;
 
 /// What one thread packs into.
-pub(super) struct Scratch {
+pub(super) struct Scratch<'a> {
     /// A: one panel of rows `KC` apart, or all panels of a block.
-    pub a: Vec<f32>,
-    /// B: all panels of a block.
-    pub b: Vec<f32>,
+    pub a: &'a mut [f32],
+    /// B: all panels of a block, each at the start of a cache line.
+    pub b: &'a mut [f32],
 }
 
 /// Lends the thread's scratch space.
-pub(super) fn with_scratch<R>(work: impl FnOnce(&mut Scratch) -> R) -> R {
+pub(super) fn with_scratch<R>(work: impl FnOnce(Scratch) -> R) -> R {
+    /// Elements in a cache line: a vector of B across two lines would take two loads.
+    const LINE: usize = 16;
     thread_local! {
-        static SCRATCH: RefCell<Scratch> =
-            RefCell::new(Scratch { a: vec![0.0; MAX_M * KC], b: vec![0.0; (MAX_N + 64) * KC] });
+        static SPACE: RefCell<Vec<f32>> =
+            RefCell::new(vec![0.0; MAX_M * KC + (MAX_N + 64) * KC + LINE]);
     }
-    SCRATCH.with_borrow_mut(work)
+    SPACE.with_borrow_mut(|space| {
+        let aligned = space.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        let (b, a) = space[aligned..].split_at_mut((MAX_N + 64) * KC);
+        work(Scratch { a, b })
+    })
 }
 
 /// Rows `first..first + rows` of an A along whose lines k runs: each row `KC` after the one before.
@@ -44,6 +50,9 @@ pub(super) fn a_across(
 ) {
     // A line is read once, in order; its parts go to all panels.
     for p in 0..kc {
+        if p + 4 < kc {
+            prefetch(a.line(k0 + p + 4, first, m));
+        }
         let line = a.line(k0 + p, first, m);
         let scale = a.scale.map_or(1.0, |scale| scale[k0 + p]);
         for (panel, part) in line.chunks(mr).enumerate() {
@@ -51,6 +60,20 @@ pub(super) fn a_across(
             if a.scale.is_some() { multiply(part, scale, out) } else { out.copy_from_slice(part) }
         }
     }
+}
+
+/// Asks for the cache lines of `line`.
+#[inline]
+pub(super) fn prefetch(line: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for chunk in line.chunks(16) {
+        // SAFETY: SSE is part of x86-64, and a prefetch has no effect on what the program computes.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T1>(chunk.as_ptr() as *const i8);
+        }
+    }
+    let _ = line;
 }
 
 fn multiply(x: &[f32], by: f32, into: &mut [f32]) {

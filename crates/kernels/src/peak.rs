@@ -1,0 +1,125 @@
+//! What the machine can do at best, measured: the floors that timings are held against.
+
+use crate::simd::Level;
+use std::hint::black_box;
+use std::sync::Barrier;
+use std::time::Instant;
+
+/// Floating-point operations per second of f32 multiply-adds in registers, on `threads` threads at once (each
+/// multiply-add counts as two), with the instructions of `level`. Takes about 0.1 s.
+pub fn f32_flops(level: Level, threads: usize) -> f64 {
+    const STEPS: usize = 4_000_000;
+    together(threads, || multiply_adds(level.min(Level::detected()), STEPS))
+}
+
+/// Bytes per second read from main memory by `threads` threads, each from its own part of `bytes` bytes.
+///
+/// `bytes` should be several times the last cache.
+pub fn read_bandwidth(threads: usize, bytes: usize) -> f64 {
+    let words = vec![1u64; bytes / 8];
+    let part = words.len() / threads.max(1);
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    together(threads, || {
+        let index = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % threads.max(1);
+        let slice = &words[index * part..][..part];
+        black_box(fold(Level::current(), slice));
+        (part * 8) as f64
+    })
+}
+
+crate::by_level! {
+    /// The exclusive or of all words, over independent lanes.
+    fn fold(words: &[u64]) -> u64 {
+        let mut lanes = [0u64; 64];
+        for chunk in words.chunks_exact(64) {
+            for (lane, word) in lanes.iter_mut().zip(chunk) {
+                *lane ^= word;
+            }
+        }
+        lanes.iter().fold(0, |a, b| a ^ b)
+    }
+}
+
+/// Runs `work` on all threads from the same moment: the sum of what it returns over the time until the last is done.
+fn together(threads: usize, work: impl Fn() -> f64 + Sync) -> f64 {
+    let barrier = Barrier::new(threads);
+    let runs: Vec<(Instant, Instant, f64)> = std::thread::scope(|scope| {
+        let handles: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn(|| {
+                    barrier.wait();
+                    let start = Instant::now();
+                    let done = work();
+                    (start, Instant::now(), done)
+                })
+            })
+            .collect();
+        handles.into_iter().filter_map(|handle| handle.join().ok()).collect()
+    });
+    let (Some(start), Some(end)) = (runs.iter().map(|r| r.0).min(), runs.iter().map(|r| r.1).max()) else {
+        return 0.0;
+    };
+    runs.iter().map(|r| r.2).sum::<f64>() / (end - start).as_secs_f64().max(1e-9)
+}
+
+/// `steps` rounds of twelve independent multiply-adds; returns the floating-point operations done.
+fn multiply_adds(level: Level, steps: usize) -> f64 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::*;
+        #[target_feature(enable = "avx512f")]
+        fn avx512(steps: usize) -> f64 {
+            let (x, y) = (black_box(_mm512_set1_ps(1.000_000_1)), black_box(_mm512_set1_ps(1e-9)));
+            let mut sums = [x; 12];
+            for _ in 0..steps {
+                for sum in &mut sums {
+                    *sum = _mm512_fmadd_ps(x, *sum, y);
+                }
+            }
+            black_box(sums);
+            (steps * 12 * 32) as f64
+        }
+        #[target_feature(enable = "avx2,fma")]
+        fn avx2(steps: usize) -> f64 {
+            let (x, y) = (black_box(_mm256_set1_ps(1.000_000_1)), black_box(_mm256_set1_ps(1e-9)));
+            let mut sums = [x; 12];
+            for _ in 0..steps {
+                for sum in &mut sums {
+                    *sum = _mm256_fmadd_ps(x, *sum, y);
+                }
+            }
+            black_box(sums);
+            (steps * 12 * 16) as f64
+        }
+        match level {
+            // SAFETY: the level is the machine's.
+            Level::Avx512 => return unsafe { avx512(steps) },
+            // SAFETY: as above.
+            Level::Avx2 => return unsafe { avx2(steps) },
+            Level::Portable => {}
+        }
+    }
+    let _ = level;
+    let (x, y) = (black_box(1.000_000_1f32), black_box(1e-9f32));
+    let mut sums = [[x; 4]; 12];
+    for _ in 0..steps {
+        for sum in sums.iter_mut().flatten() {
+            *sum = x * *sum + y;
+        }
+    }
+    black_box(sums);
+    (steps * 12 * 8) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_level_gives_a_figure() {
+        for level in Level::available() {
+            assert!(f32_flops(level, 1) > 1e7, "{level:?}");
+        }
+        assert!(read_bandwidth(2, 1 << 24) > 1e6);
+    }
+}
