@@ -8,6 +8,7 @@
 //! Source of the gated form: Shazeer 2020 (2002.05202).
 
 use crate::activation::{self, Activation};
+use crate::buffers::Buffer;
 use crate::by_level;
 use crate::dispatch::{Dispatch, EMPTY};
 use crate::gemm::{self, Operand, Product};
@@ -132,7 +133,7 @@ pub fn up_backward(
     if d.is_identity() {
         products(dx);
     } else {
-        let mut rows = vec![0.0; d.rows() * h];
+        let mut rows = Buffer::stale(d.rows() * h);
         products(&mut rows);
         combine(level, d, &rows, None, dx, h);
     }
@@ -197,7 +198,7 @@ pub fn down(
     if d.is_identity() && weights.is_none() {
         products(y);
     } else {
-        let mut rows = vec![0.0; d.rows() * h];
+        let mut rows = Buffer::stale(d.rows() * h);
         products(&mut rows);
         combine(level, d, &rows, weights, y, h);
     }

@@ -6,6 +6,7 @@
 //! depend on the number of threads and whose results are joined in a fixed order.
 
 pub mod activation;
+pub mod buffers;
 pub mod dispatch;
 pub mod expert_mlp;
 pub mod gemm;

@@ -1,0 +1,335 @@
+//! The heavy parts of a layer as candle ops with gradients, over `senmon-kernels`.
+//!
+//! An op has one output and at most three tensor arguments, so a layer of experts is two: [`gated_up`] and
+//! [`down_combine`]; the dispatch is inside them, shared. What forward keeps for backward is freed by the first backward.
+
+use crate::param::{Param, Sink};
+use crate::tensor::{own, read, read2, slice};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape as TensorShape, Tensor, bail};
+use senmon_kernels::buffers::Buffer;
+use senmon_kernels::dispatch::Dispatch;
+use senmon_kernels::expert_mlp::{self, Shape};
+use senmon_kernels::gemm::{self, View};
+use senmon_kernels::simd::Level;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// `y` \[.., O\] = `x` \[.., I\] · `w`ᵀ, with `w` \[O, I\].
+pub fn linear(x: &Tensor, w: &Param) -> Result<Tensor> {
+    x.contiguous()?.apply_op2(w.tensor(), Linear { sink: w.sink().cloned() })
+}
+
+/// `a` \[N, I\] from `x` \[T, H\] and `w` \[E, P, H\]: for each row of the dispatch, act(gate) · up.
+pub fn gated_up(x: &Tensor, w: &Param, dispatch: &Arc<Dispatch>, shape: Shape) -> Result<Tensor> {
+    let op = GatedUp { dispatch: dispatch.clone(), shape, sink: w.sink().cloned(), pre: Mutex::default() };
+    x.contiguous()?.apply_op2(w.tensor(), op)
+}
+
+/// `y` \[T, H\] from `a` \[N, I\], `w` \[E, H, I\] and `weights` \[T, K\]: each token's rows through the second
+/// product, weighted and summed.
+pub fn down_combine(
+    a: &Tensor,
+    w: &Param,
+    weights: &Tensor,
+    dispatch: &Arc<Dispatch>,
+    shape: Shape,
+) -> Result<Tensor> {
+    let op = DownCombine { dispatch: dispatch.clone(), shape, sink: w.sink().cloned() };
+    a.apply_op3(w.tensor(), &weights.contiguous()?, op)
+}
+
+/// As [`down_combine`] with all weights 1 (dense MLPs and shared experts).
+pub fn down(a: &Tensor, w: &Param, dispatch: &Arc<Dispatch>, shape: Shape) -> Result<Tensor> {
+    let op = DownCombine { dispatch: dispatch.clone(), shape, sink: w.sink().cloned() };
+    a.apply_op2(w.tensor(), op)
+}
+
+/// An MLP that every token passes: `w_up` \[P, H\] (gate rows, then up rows), `w_down` \[H, I\].
+pub fn mlp(x: &Tensor, w_up: &Param, w_down: &Param, shape: Shape) -> Result<Tensor> {
+    let tokens = x.elem_count() / shape.hidden.max(1);
+    let dispatch = Arc::new(Dispatch::whole(tokens));
+    let a = gated_up(x, w_up, &dispatch, shape)?;
+    down(&a, w_down, &dispatch, shape)?.reshape(x.shape())
+}
+
+/// Adds a weight's gradient: into its sink, or else into zeros that are returned when the weight is tracked.
+pub fn weight_gradient(
+    sink: Option<&Sink>,
+    w: &Tensor,
+    add: impl FnOnce(Option<&mut [f32]>) -> Result<()>,
+) -> Result<Option<Tensor>> {
+    match sink {
+        Some(sink) => {
+            add(Some(&mut sink.lock()))?;
+            Ok(None)
+        }
+        None if w.track_op() => {
+            let mut zeros = vec![0.0; w.elem_count()];
+            add(Some(&mut zeros))?;
+            Ok(Some(own(zeros, w.shape())?))
+        }
+        None => {
+            add(None)?;
+            Ok(None)
+        }
+    }
+}
+
+struct Linear {
+    sink: Option<Sink>,
+}
+
+impl CustomOp2 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+    ) -> Result<(CpuStorage, TensorShape)> {
+        let (outputs, inputs) = lw.shape().dims2()?;
+        let mut dims = lx.shape().dims().to_vec();
+        match dims.last_mut() {
+            Some(last) if *last == inputs => *last = outputs,
+            _ => bail!("linear: x {:?} does not fit w {:?}", lx.shape(), lw.shape()),
+        }
+        let (x, w) = (slice("x", x, lx)?, slice("w", w, lw)?);
+        let rows = x.len() / inputs.max(1);
+        let mut y = vec![0.0; rows * outputs];
+        gemm::parallel(
+            rows,
+            outputs,
+            inputs,
+            View::rows(x, inputs),
+            View::rows(w, inputs).t(),
+            &mut y,
+            outputs,
+            false,
+        );
+        Ok((CpuStorage::F32(y), dims.into()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (outputs, inputs) = w.dims2()?;
+        let rows = x.elem_count() / inputs.max(1);
+        let dx = read2(dy, w, |dy, w| {
+            let mut dx = vec![0.0; rows * inputs];
+            let (a, b) = (View::rows(dy, outputs), View::rows(w, inputs));
+            gemm::parallel(rows, inputs, outputs, a, b, &mut dx, inputs, false);
+            dx
+        })?;
+        let dw = weight_gradient(self.sink.as_ref(), w, |dw| match dw {
+            None => Ok(()),
+            Some(dw) => read2(dy, x, |dy, x| {
+                let (a, b) = (View::rows(dy, outputs).t(), View::rows(x, inputs));
+                gemm::parallel(outputs, inputs, rows, a, b, dw, inputs, true);
+            }),
+        })?;
+        Ok((Some(own(dx, x.shape())?), dw))
+    }
+}
+
+struct GatedUp {
+    dispatch: Arc<Dispatch>,
+    shape: Shape,
+    sink: Option<Sink>,
+    /// The sums before the non-linearity, \[N, P\], from forward to the first backward.
+    pre: Mutex<Option<Buffer>>,
+}
+
+impl GatedUp {
+    fn check(&self, x: &TensorShape, w: &TensorShape) -> Result<()> {
+        let (d, s) = (&self.dispatch, self.shape);
+        if x.elem_count() != d.tokens * s.hidden || w.elem_count() != d.experts() * s.pre() * s.hidden {
+            bail!(
+                "gated_up: x {x:?} and w {w:?} do not fit T {}, E {}, H {}, I {}",
+                d.tokens,
+                d.experts(),
+                s.hidden,
+                s.intermediate
+            );
+        }
+        Ok(())
+    }
+}
+
+impl CustomOp2 for GatedUp {
+    fn name(&self) -> &'static str {
+        "gated-up"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+    ) -> Result<(CpuStorage, TensorShape)> {
+        self.check(lx.shape(), lw.shape())?;
+        let (d, s) = (&self.dispatch, self.shape);
+        let mut pre = Buffer::stale(d.rows() * s.pre());
+        let mut a = Buffer::stale(d.rows() * s.intermediate).into_vec();
+        expert_mlp::up(Level::current(), d, s, slice("x", x, lx)?, slice("w", w, lw)?, &mut pre, &mut a);
+        *self.pre.lock().unwrap_or_else(PoisonError::into_inner) = Some(pre);
+        Ok((CpuStorage::F32(a), (d.rows(), s.intermediate).into()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        _a: &Tensor,
+        da: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let Some(mut pre) = self.pre.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            bail!("gated_up: backward a second time; the activations were freed by the first");
+        };
+        let (d, s) = (&self.dispatch, self.shape);
+        let mut dx = Buffer::stale(x.elem_count()).into_vec();
+        let dw = weight_gradient(self.sink.as_ref(), w, |dw| {
+            read2(x, w, |x, w| {
+                read(da, |da| {
+                    expert_mlp::up_backward(Level::current(), d, s, x, w, &mut pre, da, &mut dx, dw)
+                })
+            })?
+        })?;
+        Ok((Some(own(dx, x.shape())?), dw))
+    }
+}
+
+struct DownCombine {
+    dispatch: Arc<Dispatch>,
+    shape: Shape,
+    sink: Option<Sink>,
+}
+
+impl DownCombine {
+    fn forward(&self, a: &[f32], w: &[f32], weights: Option<&[f32]>) -> Result<(CpuStorage, TensorShape)> {
+        let (d, s) = (&self.dispatch, self.shape);
+        let slots = weights.map_or(d.tokens * d.slots, <[f32]>::len);
+        if a.len() != d.rows() * s.intermediate
+            || w.len() != d.experts() * s.hidden * s.intermediate
+            || slots != d.tokens * d.slots
+        {
+            bail!(
+                "down_combine: a, w or weights do not fit T {}, N {}, E {}",
+                d.tokens,
+                d.rows(),
+                d.experts()
+            );
+        }
+        let mut y = vec![0.0; d.tokens * s.hidden];
+        expert_mlp::down(Level::current(), d, s, a, w, weights, &mut y);
+        Ok((CpuStorage::F32(y), (d.tokens, s.hidden).into()))
+    }
+
+    fn backward(
+        &self,
+        a: &Tensor,
+        w: &Tensor,
+        weights: Option<&Tensor>,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (d, s) = (&self.dispatch, self.shape);
+        let mut da = Buffer::stale(a.elem_count()).into_vec();
+        let mut d_weights = weights.map(|weights| vec![0.0; weights.elem_count()]);
+        let dw = weight_gradient(self.sink.as_ref(), w, |dw| {
+            read2(a, w, |a, w| {
+                read(dy, |dy| {
+                    let run = |g: Option<&[f32]>| {
+                        let d_weights = d_weights.as_deref_mut();
+                        expert_mlp::down_backward(
+                            Level::current(),
+                            d,
+                            s,
+                            a,
+                            w,
+                            g,
+                            dy,
+                            &mut da,
+                            d_weights,
+                            dw,
+                        );
+                    };
+                    match weights {
+                        Some(weights) => read(weights, |g| run(Some(g))),
+                        None => {
+                            run(None);
+                            Ok(())
+                        }
+                    }
+                })?
+            })?
+        })?;
+        let d_weights = match (d_weights, weights) {
+            (Some(d_weights), Some(weights)) => Some(own(d_weights, weights.shape())?),
+            _ => None,
+        };
+        Ok((Some(own(da, a.shape())?), dw, d_weights))
+    }
+}
+
+impl CustomOp2 for DownCombine {
+    fn name(&self) -> &'static str {
+        "down"
+    }
+
+    fn cpu_fwd(
+        &self,
+        a: &CpuStorage,
+        la: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+    ) -> Result<(CpuStorage, TensorShape)> {
+        self.forward(slice("a", a, la)?, slice("w", w, lw)?, None)
+    }
+
+    fn bwd(
+        &self,
+        a: &Tensor,
+        w: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (da, dw, _) = self.backward(a, w, None, dy)?;
+        Ok((da, dw))
+    }
+}
+
+impl CustomOp3 for DownCombine {
+    fn name(&self) -> &'static str {
+        "down-combine"
+    }
+
+    fn cpu_fwd(
+        &self,
+        a: &CpuStorage,
+        la: &Layout,
+        w: &CpuStorage,
+        lw: &Layout,
+        g: &CpuStorage,
+        lg: &Layout,
+    ) -> Result<(CpuStorage, TensorShape)> {
+        self.forward(slice("a", a, la)?, slice("w", w, lw)?, Some(slice("weights", g, lg)?))
+    }
+
+    fn bwd(
+        &self,
+        a: &Tensor,
+        w: &Tensor,
+        weights: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        self.backward(a, w, Some(weights), dy)
+    }
+}
