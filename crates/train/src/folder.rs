@@ -1,0 +1,1 @@
+//! The folder of a run: who may write into it, and its checkpoints.
