@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use senmon_moe::router;
 use serde::{Deserialize, Serialize};
 
 use crate::config::RunConfig;
@@ -142,7 +143,7 @@ impl Alarms {
                 top_k: config.experts.top_k,
                 aux: config.balance.aux,
                 bias_rate: config.balance.bias_rate,
-                has_bias: config.router.kind == "sigmoid_bias",
+                has_bias: router::kind(&config.router.kind).is_ok_and(|kind| kind.selection_bias),
                 lr: config.optimizer.lr,
                 clip: config.optimizer.clip,
             },
@@ -304,4 +305,135 @@ impl Remedies {
 /// A number with at most three digits that count.
 fn tidy(x: f64) -> f64 {
     format!("{x:.2e}").parse().unwrap_or(x)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn record(step: u64, loss: f64, counts: &[u64]) -> StepRecord {
+        StepRecord {
+            step,
+            loss,
+            layers: vec![LayerStats::from_counts(2, counts, 0)],
+            ..StepRecord::default()
+        }
+    }
+
+    /// Runs `counts` for a number of steps each; answers (step, kind, experts) of every alarm.
+    fn alarms(config: &RunConfig, phases: &[(u64, &[u64])]) -> Vec<Alarm> {
+        let mut watch = Alarms::new(AlarmBounds::default(), config);
+        let mut step = 0;
+        let mut all = Vec::new();
+        for (steps, counts) in phases {
+            for _ in 0..*steps {
+                step += 1;
+                all.extend(watch.watch(&record(step, 1.0, counts)));
+                // The state survives being saved at any step.
+                let saved = serde_json::to_string(&watch).unwrap();
+                watch = serde_json::from_str(&saved).unwrap();
+            }
+        }
+        all
+    }
+
+    const EVEN: &[u64] = &[10; 8];
+
+    #[test]
+    fn dead_experts_are_told_once_and_again_after_they_lived() {
+        let two_dead: &[u64] = &[12, 0, 10, 10, 0, 10, 12, 10];
+        let found = alarms(
+            &RunConfig::default(),
+            &[(99, two_dead), (1, EVEN), (300, two_dead), (1, EVEN), (100, two_dead)],
+        );
+        let seen: Vec<_> = found.iter().map(|a| (a.step, a.kind, a.layer, a.experts.clone())).collect();
+        let dead = AlarmKind::DeadExpert;
+        assert_eq!(seen, [(200, dead, Some(2), vec![1, 4]), (501, dead, Some(2), vec![1, 4])]);
+        assert!(found[0].message.contains("layer 2: experts 1, 4"), "{}", found[0].message);
+        assert!(found[0].remedy.contains("balance.aux=0.02"), "{}", found[0].remedy);
+    }
+
+    #[test]
+    fn a_collapsed_router_is_told_once_and_again_after_it_recovered() {
+        let collapsed: &[u64] = &[500, 480, 1, 1, 1, 1, 1, 1];
+        let found =
+            alarms(&RunConfig::default(), &[(200, collapsed), (1, EVEN), (49, collapsed), (1, collapsed)]);
+        let seen: Vec<_> = found.iter().map(|a| (a.step, a.kind)).collect();
+        assert_eq!(seen, [(50, AlarmKind::Collapsed), (251, AlarmKind::Collapsed)]);
+    }
+
+    #[test]
+    fn one_expert_for_every_token_is_a_collapse() {
+        let mut config = RunConfig::default();
+        config.router.kind = "sigmoid_bias".into();
+        config.balance.bias_rate = 1e-3;
+        let hog: &[u64] = &[980, 140, 140, 140, 140, 140, 140, 140];
+        let found = alarms(&config, &[(60, hog)]);
+        assert_eq!(
+            (found.len(), found[0].kind, &found[0].experts[..]),
+            (1, AlarmKind::Collapsed, &[0usize][..])
+        );
+        assert!(found[0].remedy.contains("balance.bias_rate=0.002"), "{}", found[0].remedy);
+    }
+
+    #[test]
+    fn a_load_far_from_even_is_told_when_it_lasts() {
+        let uneven: &[u64] = &[400, 300, 40, 30, 30, 30, 30, 30];
+        assert!(LayerStats::from_counts(0, uneven, 0).load_cv > 1.0);
+        let found = alarms(&RunConfig::default(), &[(49, uneven), (1, EVEN), (200, uneven)]);
+        let seen: Vec<_> = found.iter().map(|a| (a.step, a.kind)).collect();
+        assert_eq!(seen, [(100, AlarmKind::LoadCv)]);
+    }
+
+    #[test]
+    fn a_dense_mixture_has_nothing_to_watch() {
+        let mut config = RunConfig::default();
+        config.experts.top_k = 8;
+        assert_eq!(alarms(&config, &[(300, &[80, 0, 0, 0, 0, 0, 0, 0])]), []);
+        assert_eq!(alarms(&config, &[(300, &[])]), []);
+    }
+
+    #[test]
+    fn a_jump_of_the_loss_is_told_once() {
+        let mut watch = Alarms::new(AlarmBounds::default(), &RunConfig::default());
+        let mut found = Vec::new();
+        for step in 1..=600 {
+            let normal = 2.0 + 6.0 * (-(step as f64) / 40.0).exp() + 0.05 * (step as f64).sin();
+            let loss = if (300..310).contains(&step) || step == 500 { normal + 3.0 } else { normal };
+            found.extend(watch.watch(&record(step, loss, EVEN)).into_iter().map(|a| (a.step, a.kind)));
+        }
+        assert_eq!(found, [(300, AlarmKind::LossSpike), (500, AlarmKind::LossSpike)]);
+        assert_eq!(watch.watch(&record(601, f64::NAN, EVEN)), []);
+    }
+
+    proptest! {
+        #[test]
+        fn a_healthy_run_is_quiet(seed in 0u64..1000) {
+            let mut watch = Alarms::new(AlarmBounds::default(), &RunConfig::default());
+            for step in 1..400u64 {
+                let noise = |i: u64| (step.wrapping_mul(6364136223846793005).wrapping_add(i * 77 + seed) >> 33) % 40;
+                let counts: Vec<_> = (0..8).map(|i| 100 + noise(i)).collect();
+                let loss = 8.0 - 0.01 * step as f64 + 0.002 * noise(9) as f64;
+                prop_assert_eq!(watch.watch(&record(step, loss, &counts)), []);
+            }
+        }
+
+        #[test]
+        fn any_record_is_answered(
+            loads in prop::collection::vec(prop::collection::vec(any::<f32>(), 0..6), 1..4), loss: f64, cv: f64, entropy: f64
+        ) {
+            let mut watch = Alarms::new(AlarmBounds::default(), &RunConfig::default());
+            for step in 0..120 {
+                let layers = loads
+                    .iter()
+                    .enumerate()
+                    .map(|(layer, load)| LayerStats {
+                        layer, load_cv: cv, entropy, load: load.clone(), ..LayerStats::default()
+                    })
+                    .collect();
+                watch.watch(&StepRecord { step, loss, layers, ..StepRecord::default() });
+            }
+        }
+    }
 }

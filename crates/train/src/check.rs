@@ -1,11 +1,10 @@
 //! Which configurations make sense: what is refused, and what is only warned of.
 
+use senmon_moe::router;
+
 use crate::config::{Count, FAMILIES, Ffn, RunConfig};
 use crate::error::{Result, TrainError};
 use crate::schedule::ScheduleKind;
-
-/// The router kinds that can be trained.
-const KINDS: &[&str] = &["topk_pre", "topk_post", "switch", "sigmoid_bias"];
 
 /// Greatest width, count or length: keeps every product of two or three of them within 64 bits.
 const MAX_SIZE: usize = 1 << 20;
@@ -93,11 +92,12 @@ impl RunConfig {
             )));
         }
 
-        if !KINDS.contains(&r.kind.as_str()) {
+        if router::kind(&r.kind).is_err() {
+            let known = router::KINDS.iter().map(|kind| kind.name).collect::<Vec<_>>().join(", ");
             return Err(TrainError::bad(
                 "router.kind",
                 format!("{:?}", r.kind),
-                format!("must be one of {}", KINDS.join(", ")),
+                format!("must be one of {known}"),
             ));
         }
         if r.kind == "switch" && e.top_k != 1 {
@@ -122,6 +122,8 @@ impl RunConfig {
                     r.top_groups, e.top_k
                 )));
             }
+            // What else a kind has to say.
+            router::build(r, count, e.top_k).map_err(|e| TrainError::Conflict(e.to_string()))?;
         }
         positive("router.scale", r.scale)?;
         positive("router.init_scale", r.init_scale)?;
@@ -200,7 +202,8 @@ impl RunConfig {
         let mut found = Vec::new();
         if self.model.ffn == Ffn::Moe {
             let counts = self.expert_counts().unwrap_or_default();
-            let balanced = b.aux > 0.0 || (b.bias_rate > 0.0 && r.kind == "sigmoid_bias");
+            let has_bias = router::kind(&r.kind).is_ok_and(|kind| kind.selection_bias);
+            let balanced = b.aux > 0.0 || (b.bias_rate > 0.0 && has_bias);
             let constant_weight = e.top_k == 1
                 && match r.kind.as_str() {
                     "topk_post" => true,
@@ -227,13 +230,13 @@ impl RunConfig {
                         .into(),
                 );
             }
-            if counts.iter().any(|&count| count == e.top_k) {
+            if counts.contains(&e.top_k) {
                 found.push(format!(
                     "experts.top_k = {} uses every expert for every token: nothing is sparse",
                     e.top_k
                 ));
             }
-            if b.bias_rate > 0.0 && r.kind != "sigmoid_bias" {
+            if b.bias_rate > 0.0 && !has_bias {
                 found.push(format!(
                     "balance.bias_rate = {} has no effect: router.kind = \"{}\" has no bias",
                     b.bias_rate, r.kind
@@ -263,7 +266,7 @@ impl RunConfig {
                 "the run ends by time and by length: the schedule follows whichever is further on".into(),
             );
         }
-        if t.save_every > 0 && t.eval_every > 0 && self.optimizer.clip == 0.0 {
+        if self.optimizer.clip == 0.0 {
             found.push("optimizer.clip = 0: gradients are not clipped".into());
         }
         found

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Result, TrainError};
 use crate::schedule::{Limits, Schedule, ScheduleKind, Warmup};
 
-/// A whole run configuration. Every key has a default, that of the preset `nano`.
+/// A whole run configuration. A key that is missing from a file has the value of the preset `nano`, or, where it may be
+/// left out, none.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunConfig {
@@ -54,7 +55,7 @@ pub struct ModelConfig {
     /// Width of a head.
     pub head_dim: usize,
     /// V; left out, it is that of the tokenizer.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vocab: Option<usize>,
     /// Longest sequence that the positions are made for.
     pub max_positions: usize,
@@ -69,13 +70,13 @@ pub struct ModelConfig {
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
     /// A token sees itself and this many minus one before it; left out (or 0), all.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<usize>,
     /// What the layers' feed-forwards are.
     pub ffn: Ffn,
     /// Inner width of a dense feed-forward; left out, it is such that a dense layer costs what an MoE layer costs
     /// ([`crate::presets::dense_twin_width`]).
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intermediate: Option<usize>,
 }
 
@@ -158,7 +159,7 @@ pub struct ScheduleConfig {
     /// Steps of warm-up, or below 1 the fraction of the run.
     pub warmup: f64,
     /// The learning rate at the end; left out, a tenth of `optimizer.lr`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_lr: Option<f64>,
     /// Fraction of the run that `wsd` spends going down.
     pub decay: f64,
@@ -175,13 +176,13 @@ pub struct TrainConfig {
     /// Micro-batches per optimiser step.
     pub accumulate: usize,
     /// Ends after this many optimiser steps. Of several ends the first counts.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
     /// Ends after this many tokens.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens: Option<u64>,
     /// Ends after this many minutes of training.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minutes: Option<f64>,
     /// Everything random follows from it.
     pub seed: u64,
@@ -278,7 +279,7 @@ impl RunConfig {
     /// today plays no part.
     pub fn from_toml(origin: &str, text: &str) -> Result<Self> {
         let table = crate::layers::parse_table(origin, text)?;
-        let config = crate::layers::typed(origin, table)?;
+        let config = crate::layers::typed(table)?;
         config.check()?;
         Ok(config)
     }

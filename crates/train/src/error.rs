@@ -126,6 +126,9 @@ pub enum TrainError {
     /// The data could not be opened.
     #[error(transparent)]
     Data(#[from] senmon_data::DataError),
+    /// An MoE layer cannot be built, or failed.
+    #[error(transparent)]
+    Moe(#[from] senmon_moe::MoeError),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -137,7 +140,10 @@ impl TrainError {
     pub fn is_users_mistake(&self) -> bool {
         match self {
             TrainError::Data(e) => e.is_users_mistake(),
-            TrainError::NonFinite { .. } | TrainError::Tensor(_) | TrainError::Show(_) => false,
+            TrainError::NonFinite { .. }
+            | TrainError::Moe(_)
+            | TrainError::Tensor(_)
+            | TrainError::Show(_) => false,
             _ => true,
         }
     }

@@ -120,3 +120,120 @@ impl Observer for Jsonl {
         self.file.get_ref().sync_data().map_err(TrainError::io("write", &self.path))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::alarms::AlarmKind;
+    use crate::observer::LayerStats;
+    use proptest::prelude::*;
+
+    fn step(step: u64) -> StepRecord {
+        StepRecord {
+            step,
+            tokens: step * 4096,
+            loss: 8.0 / step as f64,
+            total: 8.5 / step as f64,
+            losses: [("aux".to_owned(), 1.25), ("z".to_owned(), 3.0)].into(),
+            lr: 1e-3,
+            grad_norm: 0.5,
+            tokens_per_second: 10_000.0,
+            layers: vec![LayerStats::from_counts(0, &[3, 1, 0, 4], 0)],
+        }
+    }
+
+    fn write_run(log: &mut Jsonl, steps: impl Iterator<Item = u64>) {
+        for s in steps {
+            log.step(&step(s)).unwrap();
+            if s % 3 == 0 {
+                log.evaluated(&EvalRecord { step: s, eval_loss: 1.0, ..EvalRecord::default() }).unwrap();
+            }
+            if s % 4 == 0 {
+                let alarm = Alarm {
+                    step: s,
+                    kind: AlarmKind::LoadCv,
+                    layer: Some(0),
+                    experts: vec![3],
+                    message: "m".into(),
+                    remedy: "r".into(),
+                };
+                log.alarm(&alarm).unwrap();
+            }
+            log.saving(s).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_lines_are_those_of_the_design() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        let mut log = Jsonl::create(&path).unwrap();
+        write_run(&mut log, 1..5);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<serde_json::Value> = text.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+        assert_eq!(lines.len(), 6);
+        let first = &lines[0];
+        for key in
+            ["step", "tokens", "loss", "total", "losses", "lr", "grad_norm", "tokens_per_second", "layers"]
+        {
+            assert!(first.get(key).is_some(), "{key}");
+        }
+        assert_eq!(first["losses"]["aux"], 1.25);
+        for key in ["layer", "load_cv", "entropy", "dead", "drops", "load"] {
+            assert!(first["layers"][0].get(key).is_some(), "{key}");
+        }
+        assert_eq!(first["layers"][0]["load"][3], 0.5);
+        let eval = &lines[3];
+        assert!(eval.get("eval_loss").is_some() && eval.get("loss").is_none());
+        assert_eq!(lines[5]["alarm"]["kind"], "load_cv");
+        let read = read(&path).unwrap();
+        assert!(matches!(&read[0], Line::Step(s) if *s == step(1)));
+        assert!(matches!(&read[3], Line::Eval(e) if e.step == 3));
+        assert!(matches!(&read[5], Line::Alarm { step: 4, .. }));
+    }
+
+    #[test]
+    fn a_file_of_something_else_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("m");
+        std::fs::write(&path, "{\"step\": 1}\nnonsense").unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("line 1"), "{error}");
+        assert!(read(&dir.path().join("none")).is_err());
+        assert!(Jsonl::create(dir.path()).is_err());
+        // To be resumed it need not be there.
+        assert!(Jsonl::resume(&dir.path().join("new"), 5).is_ok());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        /// Killed anywhere after a checkpoint, resumed from it: the same file as without.
+        #[test]
+        fn a_resumed_file_is_an_uninterrupted_one(saved in 0u64..12, beyond in 0u64..6, cut in 0usize..900) {
+            let dir = tempfile::tempdir().unwrap();
+            let (whole, cut_short) = (dir.path().join("whole"), dir.path().join("cut"));
+            write_run(&mut Jsonl::create(&whole).unwrap(), 1..16);
+            let mut log = Jsonl::create(&cut_short).unwrap();
+            write_run(&mut log, 1..=saved);
+            let safe = std::fs::metadata(&cut_short).unwrap().len();
+            write_run(&mut log, saved + 1..=saved + beyond);
+            drop(log);
+            let file = OpenOptions::new().write(true).open(&cut_short).unwrap();
+            let all = file.metadata().unwrap().len();
+            file.set_len(all.saturating_sub(cut as u64).max(safe)).unwrap();
+            let mut log = Jsonl::resume(&cut_short, saved).unwrap();
+            write_run(&mut log, saved + 1..16);
+            prop_assert_eq!(std::fs::read(&whole).unwrap(), std::fs::read(&cut_short).unwrap());
+        }
+
+        #[test]
+        fn any_bytes_can_be_resumed(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("m");
+            std::fs::write(&path, bytes).unwrap();
+            write_run(&mut Jsonl::resume(&path, 3).unwrap(), 4..6);
+            prop_assert_eq!(read(&path).unwrap().len(), 3);
+        }
+    }
+}

@@ -115,7 +115,7 @@ impl Layers {
         if get(&all, "model", "window").and_then(Value::as_integer) == Some(0) {
             remove(&mut all, "model", &["window"]);
         }
-        let mut config = typed("the configuration", all)?;
+        let mut config = typed(all)?;
         config.settle()?;
         config.check()?;
         Ok(config)
@@ -202,7 +202,7 @@ impl RunConfig {
         if self.schedule.min_lr.is_none() {
             self.schedule.min_lr = Some(self.optimizer.lr / 10.0);
         }
-        // Counts are checked first: the width is made from them.
+        // Not checked yet: a number of layers that will be refused is not counted through.
         if self.model.intermediate.is_none() && self.model.layers <= 1 << 16 && self.has_dense() {
             self.model.intermediate = Some(self.twin_width()?);
         }
@@ -221,7 +221,7 @@ pub(crate) fn parse_table(origin: &str, text: &str) -> Result<Table> {
 }
 
 /// The configuration that tables of known keys say.
-pub(crate) fn typed(_origin: &str, table: Table) -> Result<RunConfig> {
+pub(crate) fn typed(table: Table) -> Result<RunConfig> {
     match Value::Table(table.clone()).try_into() {
         Ok(config) => Ok(config),
         Err(whole) => {

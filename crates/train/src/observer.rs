@@ -25,6 +25,8 @@ pub struct RunInfo {
     pub limits: Limits,
     /// The last step that is already done, when an earlier run is continued.
     pub resumed_from: Option<u64>,
+    /// Seconds of training before this process, when an earlier run is continued.
+    pub seconds_before: f64,
     /// Threads in use.
     pub threads: usize,
 }
