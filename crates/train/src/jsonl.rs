@@ -205,6 +205,15 @@ mod tests {
         assert!(Jsonl::resume(&dir.path().join("new"), 5).is_ok());
     }
 
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_full_disk_is_told_with_the_file() {
+        let mut log = Jsonl::create(Path::new("/dev/full")).unwrap();
+        let error = log.step(&step(1)).unwrap_err();
+        assert!(error.is_users_mistake());
+        assert!(error.to_string().starts_with("cannot write /dev/full: No space left"), "{error}");
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
 
