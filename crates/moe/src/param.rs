@@ -5,7 +5,7 @@
 //! training: it also serves accumulation over micro-batches. A parameter without one is an ordinary tensor whose
 //! gradient comes back from `backward`.
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, Var, bail};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A weight tensor (f32, contiguous, on the CPU) and, in training, where its gradient goes.
@@ -42,6 +42,26 @@ impl Param {
     /// Where the gradient is gathered, in training.
     pub fn sink(&self) -> Option<&Sink> {
         self.sink.as_ref()
+    }
+
+    /// Changes the values in place (an optimiser step); no graph may still need the old ones.
+    pub fn update(&self, change: impl FnOnce(&mut [f32])) -> Result<()> {
+        struct Update<F>(std::cell::Cell<Option<F>>);
+        impl<F: FnOnce(&mut [f32])> InplaceOp1 for Update<F> {
+            fn name(&self) -> &'static str {
+                "update"
+            }
+            fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+                let (CpuStorage::F32(data), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+                    bail!("a parameter is f32 and contiguous");
+                };
+                if let Some(change) = self.0.take() {
+                    change(&mut data[start..end]);
+                }
+                Ok(())
+            }
+        }
+        self.tensor.inplace_op1(&Update(std::cell::Cell::new(Some(change))))
     }
 
     /// Calls `f` with the values.

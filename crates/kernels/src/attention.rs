@@ -1,0 +1,361 @@
+//! Causal attention with grouped key-value heads, by tiles: the S×S scores never exist at once.
+//!
+//! Forward is the online softmax of FlashAttention (2205.14135): for a block of queries, tile after tile of keys, a running
+//! maximum, a running sum and a rescaled output. Backward recomputes the probabilities of a tile from the saved log-sum-exp.
+//!
+//! Tiles of keys begin at multiples of [`TILE`] whatever the queries are, and each row's arithmetic is its own: a token
+//! gets the same bits alone, with a cache before it, or in the midst of a whole sequence.
+
+use crate::buffers::Buffer;
+use crate::by_level;
+use crate::gemm::{View, serial_at};
+use crate::lanes;
+use crate::math::exp;
+use crate::pool::{self, Shared};
+use crate::simd::Level;
+
+/// Queries of a block, and keys of a tile.
+pub const TILE: usize = 64;
+
+/// The sizes of an attention. Query i of a sequence is token `keys - queries + i` and sees the keys up to itself.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heads {
+    /// B, sequences.
+    pub batch: usize,
+    /// Queries of each sequence.
+    pub queries: usize,
+    /// Keys of each sequence, at least as many.
+    pub keys: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key-value heads; query head h uses head h / (heads / kv_heads).
+    pub kv_heads: usize,
+    /// D.
+    pub head_dim: usize,
+    /// A query sees itself and this many minus one keys before it.
+    pub window: Option<usize>,
+    /// Factor on the scores.
+    pub scale: f32,
+}
+
+impl Heads {
+    /// Keys that query `i` sees: from, to (exclusive).
+    fn seen(&self, i: usize) -> (usize, usize) {
+        let end = self.keys - self.queries + i + 1;
+        (self.window.map_or(0, |window| end.saturating_sub(window)), end)
+    }
+
+    fn check(&self) {
+        assert!(
+            self.kv_heads > 0 && self.heads.is_multiple_of(self.kv_heads),
+            "heads are a multiple of kv_heads"
+        );
+        assert!(self.keys >= self.queries, "there are fewer keys than queries");
+        assert!(self.window != Some(0), "a window holds at least the token itself");
+    }
+}
+
+fn check_rows(what: &str, len: usize, rows: usize, stride: usize, width: usize) {
+    assert!(width <= stride, "{what}: stride {stride} below {width}");
+    assert!(
+        rows == 0 || len >= (rows - 1) * stride + width,
+        "{what}: {len} elements for {rows} rows of {stride}"
+    );
+}
+
+/// `out` \[B·Sq, heads·D\] and the log-sum-exp of each row's scores `lse` \[B, heads, Sq\], from queries \[B·Sq, heads·D\], keys
+/// and values \[B·Sk, kv_heads·D\], each with rows at its own stride.
+///
+/// Panics when a slice is too short for its rows.
+pub fn forward(
+    h: Heads,
+    q: &[f32],
+    q_stride: usize,
+    k: &[f32],
+    k_stride: usize,
+    v: &[f32],
+    v_stride: usize,
+    out: &mut [f32],
+    out_stride: usize,
+    lse: &mut [f32],
+) {
+    forward_at(Level::current(), h, q, q_stride, k, k_stride, v, v_stride, out, out_stride, lse);
+}
+
+/// [`forward`] at a given level.
+pub fn forward_at(
+    level: Level,
+    h: Heads,
+    q: &[f32],
+    q_stride: usize,
+    k: &[f32],
+    k_stride: usize,
+    v: &[f32],
+    v_stride: usize,
+    out: &mut [f32],
+    out_stride: usize,
+    lse: &mut [f32],
+) {
+    h.check();
+    let d = h.head_dim;
+    check_rows("q", q.len(), h.batch * h.queries, q_stride, h.heads * d);
+    check_rows("k", k.len(), h.batch * h.keys, k_stride, h.kv_heads * d);
+    check_rows("v", v.len(), h.batch * h.keys, v_stride, h.kv_heads * d);
+    check_rows("out", out.len(), h.batch * h.queries, out_stride, h.heads * d);
+    assert_eq!(lse.len(), h.batch * h.heads * h.queries, "lse is [B, heads, Sq]");
+    let blocks = h.queries.div_ceil(TILE);
+    let (out, lse) = (Shared::new(out), Shared::new(lse));
+    pool::for_each(h.batch * h.heads * blocks, |task| {
+        // Later blocks see more keys: they go first.
+        let (block, rest) = (blocks - 1 - task / (h.batch * h.heads), task % (h.batch * h.heads));
+        let (b, head) = (rest / h.heads, rest % h.heads);
+        let kv_head = head / (h.heads / h.kv_heads);
+        let (i0, i1) = (block * TILE, ((block + 1) * TILE).min(h.queries));
+        let rows = i1 - i0;
+        let q = View::rows(&q[(b * h.queries + i0) * q_stride + head * d..], q_stride);
+        let mut scores = Buffer::stale(TILE * TILE);
+        let mut o = Buffer::zeros(TILE * d);
+        let (mut greatest, mut sums) = ([f32::NEG_INFINITY; TILE], [0.0f32; TILE]);
+        let (first, end) = (h.seen(i0).0 / TILE * TILE, h.seen(i1 - 1).1);
+        for j0 in (first..end).step_by(TILE) {
+            let cols = TILE.min(end - j0);
+            let at = (b * h.keys + j0) * k_stride + kv_head * d;
+            serial_at(level, rows, cols, d, q, View::rows(&k[at..], k_stride).t(), &mut scores, TILE, false);
+            for r in 0..rows {
+                let (from, to) = h.seen(i0 + r);
+                let seen = from.saturating_sub(j0).min(cols)..to.saturating_sub(j0).min(cols);
+                let row = &mut scores[r * TILE..][..cols];
+                let (m, s, factor) = online_softmax(level, row, seen, h.scale, greatest[r], sums[r]);
+                (greatest[r], sums[r]) = (m, s);
+                if factor != 1.0 {
+                    multiply(level, &mut o[r * d..][..d], factor);
+                }
+            }
+            let at = (b * h.keys + j0) * v_stride + kv_head * d;
+            let p = View::rows(&scores, TILE);
+            serial_at(level, rows, d, cols, p, View::rows(&v[at..], v_stride), &mut o, d, true);
+        }
+        for r in 0..rows {
+            let row = &mut o[r * d..][..d];
+            multiply(level, row, 1.0 / sums[r]);
+            // SAFETY: each (sequence, head, query) is one task's.
+            let (to, to_lse) = unsafe {
+                (
+                    out.part((b * h.queries + i0 + r) * out_stride + head * d, d),
+                    lse.part((b * h.heads + head) * h.queries + i0 + r, 1),
+                )
+            };
+            to.copy_from_slice(row);
+            to_lse[0] = greatest[r] + sums[r].ln();
+        }
+    });
+}
+
+/// Backward of [`forward`] with as many queries as keys: from `d_out` \[B·S, heads·D\] the gradients of queries, keys and
+/// values, written into the rows of `d` (`d_stride` apart) from the columns 0, `d_k` and `d_v` on.
+///
+/// Panics when a slice is too short for its rows, or the three parts of `d` overlap.
+pub fn backward(
+    h: Heads,
+    q: &[f32],
+    q_stride: usize,
+    k: &[f32],
+    k_stride: usize,
+    v: &[f32],
+    v_stride: usize,
+    out: &[f32],
+    out_stride: usize,
+    lse: &[f32],
+    d_out: &[f32],
+    d_out_stride: usize,
+    d: &mut [f32],
+    d_stride: usize,
+    d_k: usize,
+    d_v: usize,
+) {
+    backward_at(
+        Level::current(),
+        h,
+        q,
+        q_stride,
+        k,
+        k_stride,
+        v,
+        v_stride,
+        out,
+        out_stride,
+        lse,
+        d_out,
+        d_out_stride,
+        d,
+        d_stride,
+        d_k,
+        d_v,
+    );
+}
+
+/// [`backward`] at a given level.
+pub fn backward_at(
+    level: Level,
+    h: Heads,
+    q: &[f32],
+    q_stride: usize,
+    k: &[f32],
+    k_stride: usize,
+    v: &[f32],
+    v_stride: usize,
+    out: &[f32],
+    out_stride: usize,
+    lse: &[f32],
+    d_out: &[f32],
+    d_out_stride: usize,
+    d: &mut [f32],
+    d_stride: usize,
+    d_k: usize,
+    d_v: usize,
+) {
+    h.check();
+    assert_eq!(h.queries, h.keys, "backward takes whole sequences");
+    let (s, dim) = (h.queries, h.head_dim);
+    let (a, c) = (h.heads * dim, h.kv_heads * dim);
+    check_rows("q", q.len(), h.batch * s, q_stride, a);
+    check_rows("k", k.len(), h.batch * s, k_stride, c);
+    check_rows("v", v.len(), h.batch * s, v_stride, c);
+    check_rows("out", out.len(), h.batch * s, out_stride, a);
+    check_rows("d_out", d_out.len(), h.batch * s, d_out_stride, a);
+    check_rows("d", d.len(), h.batch * s, d_stride, d_v.max(d_k) + c);
+    assert!(a <= d_k && (d_k + c <= d_v || d_v + c <= d_k) && a <= d_v, "the parts of d overlap");
+    assert_eq!(lse.len(), h.batch * h.heads * s, "lse is [B, heads, S]");
+    let group = h.heads / h.kv_heads;
+    let d = Shared::new(d);
+    pool::for_each(h.batch * h.kv_heads, |task| {
+        let (b, kv_head) = (task / h.kv_heads, task % h.kv_heads);
+        let row_of = |data: &mut dyn FnMut(usize, usize), i0: usize, i1: usize| {
+            (i0..i1).for_each(|i| data(i, b * s + i))
+        };
+        let (mut dk, mut dv) = (Buffer::zeros(s * dim), Buffer::zeros(s * dim));
+        let mut dq = Buffer::stale(TILE * dim);
+        let (mut p, mut dp) = (Buffer::stale(TILE * TILE), Buffer::stale(TILE * TILE));
+        for head in kv_head * group..(kv_head + 1) * group {
+            for i0 in (0..s).step_by(TILE) {
+                let i1 = (i0 + TILE).min(s);
+                let rows = i1 - i0;
+                let at = |stride: usize| (b * s + i0) * stride + head * dim;
+                let q_view = View::rows(&q[at(q_stride)..], q_stride);
+                let do_view = View::rows(&d_out[at(d_out_stride)..], d_out_stride);
+                let mut delta = [0.0f32; TILE];
+                for (r, delta) in delta[..rows].iter_mut().enumerate() {
+                    let o = &out[at(out_stride) + r * out_stride..][..dim];
+                    *delta = dot(level, o, &d_out[at(d_out_stride) + r * d_out_stride..][..dim]);
+                }
+                dq.fill(0.0);
+                let (first, end) = (h.seen(i0).0 / TILE * TILE, h.seen(i1 - 1).1);
+                for j0 in (first..end).step_by(TILE) {
+                    let cols = TILE.min(end - j0);
+                    let k_view = View::rows(&k[(b * s + j0) * k_stride + kv_head * dim..], k_stride);
+                    let v_view = View::rows(&v[(b * s + j0) * v_stride + kv_head * dim..], v_stride);
+                    serial_at(level, rows, cols, dim, q_view, k_view.t(), &mut p, TILE, false);
+                    serial_at(level, rows, cols, dim, do_view, v_view.t(), &mut dp, TILE, false);
+                    for r in 0..rows {
+                        let (from, to) = h.seen(i0 + r);
+                        let seen = from.saturating_sub(j0).min(cols)..to.saturating_sub(j0).min(cols);
+                        let lse = lse[(b * h.heads + head) * s + i0 + r];
+                        let (p, dp) = (&mut p[r * TILE..][..cols], &mut dp[r * TILE..][..cols]);
+                        softmax_backward(level, p, dp, seen, h.scale, lse, delta[r]);
+                    }
+                    let (p, ds) = (View::rows(&p, TILE), View::rows(&dp, TILE));
+                    serial_at(level, cols, dim, rows, p.t(), do_view, &mut dv[j0 * dim..], dim, true);
+                    serial_at(level, rows, dim, cols, ds, k_view, &mut dq, dim, true);
+                    serial_at(level, cols, dim, rows, ds.t(), q_view, &mut dk[j0 * dim..], dim, true);
+                }
+                row_of(
+                    &mut |i, row| {
+                        // SAFETY: the queries of a head are of one task.
+                        let to = unsafe { d.part(row * d_stride + head * dim, dim) };
+                        to.copy_from_slice(&dq[(i - i0) * dim..][..dim]);
+                    },
+                    i0,
+                    i1,
+                );
+            }
+        }
+        row_of(
+            &mut |i, row| {
+                // SAFETY: keys and values of a key-value head are of one task, and the parts do not overlap.
+                let (to_k, to_v) = unsafe {
+                    (
+                        d.part(row * d_stride + d_k + kv_head * dim, dim),
+                        d.part(row * d_stride + d_v + kv_head * dim, dim),
+                    )
+                };
+                to_k.copy_from_slice(&dk[i * dim..][..dim]);
+                to_v.copy_from_slice(&dv[i * dim..][..dim]);
+            },
+            0,
+            s,
+        );
+    });
+}
+
+by_level! {
+    /// One row's scores of a tile to unnormalised probabilities, 0 where nothing is `seen`, under the running maximum;
+    /// returns the new maximum and sum, and the factor by which all before shrinks.
+    fn online_softmax(
+        row: &mut [f32],
+        seen: std::ops::Range<usize>,
+        scale: f32,
+        greatest: f32,
+        sum: f32,
+    ) -> (f32, f32, f32) {
+        if seen.is_empty() {
+            row.fill(0.0);
+            return (greatest, sum, 1.0);
+        }
+        let new = lanes::larger(greatest, lanes::max(&row[seen.clone()]) * scale);
+        for x in row.iter_mut() {
+            *x = exp::<FMA>(*x * scale - new);
+        }
+        row[..seen.start].fill(0.0);
+        row[seen.end..].fill(0.0);
+        let factor = if greatest == new { 1.0 } else { exp::<FMA>(greatest - new) };
+        (new, sum * factor + lanes::sum(row), factor)
+    }
+}
+
+by_level! {
+    /// From scores `p` and `dp` = dO·Vᵀ of a row: the probabilities in `p`, the gradients of the scores in `dp`.
+    fn softmax_backward(
+        p: &mut [f32],
+        dp: &mut [f32],
+        seen: std::ops::Range<usize>,
+        scale: f32,
+        lse: f32,
+        delta: f32,
+    ) {
+        for (p, dp) in p.iter_mut().zip(dp.iter_mut()) {
+            *p = exp::<FMA>(*p * scale - lse);
+            *dp = *p * (*dp - delta) * scale;
+        }
+        for part in [0..seen.start, seen.end..p.len()] {
+            p[part.clone()].fill(0.0);
+            dp[part].fill(0.0);
+        }
+    }
+}
+
+by_level! {
+    fn multiply(row: &mut [f32], by: f32) {
+        for x in row {
+            *x *= by;
+        }
+    }
+}
+
+by_level! {
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        lanes::dot::<FMA>(a, b)
+    }
+}
+
+#[cfg(test)]
+mod tests;

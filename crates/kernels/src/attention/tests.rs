@@ -1,0 +1,151 @@
+//! Tiled attention against plain loops in f64, its gradients against their finite differences.
+
+use super::*;
+use crate::reference::attention as plain;
+use crate::testing::{Random, assert_close, assert_same_on_any_threads, finite_differences, weighted, wide};
+use proptest::prelude::*;
+
+fn sizes(
+    batch: usize,
+    keys: usize,
+    kv_heads: usize,
+    group: usize,
+    head_dim: usize,
+    window: Option<usize>,
+) -> Heads {
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    Heads { batch, queries: keys, keys, heads: kv_heads * group, kv_heads, head_dim, window, scale }
+}
+
+/// Queries, keys and values side by side, as a decoder has them.
+fn fused(h: Heads, seed: u64) -> (Vec<f32>, usize, usize, usize) {
+    let (a, c) = (h.heads * h.head_dim, h.kv_heads * h.head_dim);
+    (Random(seed).vec(h.batch * h.keys * (a + 2 * c), 1.0), a + 2 * c, a, a + c)
+}
+
+fn run(level: Level, h: Heads, qkv: &[f32], stride: usize, k: usize, v: usize) -> (Vec<f32>, Vec<f32>) {
+    let width = h.heads * h.head_dim;
+    let (mut out, mut lse) =
+        (vec![f32::NAN; h.batch * h.queries * width], vec![f32::NAN; h.batch * h.heads * h.queries]);
+    forward_at(level, h, qkv, stride, &qkv[k..], stride, &qkv[v..], stride, &mut out, width, &mut lse);
+    (out, lse)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn forward_agrees_with_plain_loops(
+        batch in 1usize..3, keys in 1usize..150, kv_heads in 1usize..3, group in 1usize..3, dim in 1usize..20,
+        window in prop::option::of(1usize..100), seed: u64,
+    ) {
+        let h = sizes(batch, keys, kv_heads, group, dim, window);
+        let (qkv, stride, k, v) = fused(h, seed);
+        let want = plain::forward(h, &wide(&qkv), stride, k, v);
+        for level in Level::available() {
+            assert_close("out", &run(level, h, &qkv, stride, k, v).0, &want, 2e-5);
+        }
+    }
+
+    #[test]
+    fn gradients_agree_with_finite_differences(
+        keys in 1usize..6, kv_heads in 1usize..3, group in 1usize..3, dim in 1usize..4,
+        window in prop::option::of(1usize..4), seed: u64,
+    ) {
+        let h = sizes(2, keys, kv_heads, group, dim, window);
+        let (qkv, stride, k, v) = fused(h, seed);
+        let width = h.heads * dim;
+        let d_out = Random(seed ^ 7).vec(2 * keys * width, 1.0);
+        let want = finite_differences(&qkv, |x| weighted(&plain::forward(h, x, stride, k, v), &d_out));
+        for level in Level::available() {
+            let (out, lse) = run(level, h, &qkv, stride, k, v);
+            let mut d = vec![f32::NAN; qkv.len()];
+            backward_at(
+                level, h, &qkv, stride, &qkv[k..], stride, &qkv[v..], stride, &out, width, &lse, &d_out, width,
+                &mut d, stride, k, v,
+            );
+            assert_close("d", &d, &want, 1e-4);
+        }
+    }
+
+    #[test]
+    fn a_token_gets_the_same_bits_alone_and_in_a_sequence(
+        keys in 2usize..200, window in prop::option::of(1usize..100), seed: u64,
+    ) {
+        let h = sizes(1, keys, 2, 2, 16, window);
+        let (qkv, stride, k, v) = fused(h, seed);
+        let (whole, _) = run(Level::current(), h, &qkv, stride, k, v);
+        // A prompt cut in two, then the last token alone.
+        let cut = 1 + seed as usize % (keys - 1);
+        for (from, to) in [(0, cut), (cut, keys), (keys - 1, keys)] {
+            let part = Heads { queries: to - from, keys: to, ..h };
+            let (mut out, mut lse) = (vec![0.0; (to - from) * 64], vec![0.0; (to - from) * 4]);
+            forward(part, &qkv[from * stride..], stride, &qkv[k..], stride, &qkv[v..], stride, &mut out, 64, &mut lse);
+            prop_assert_eq!(&out[..], &whole[from * 64..to * 64]);
+        }
+    }
+}
+
+/// Several tiles, where the small sizes of the finite differences have one: against the gradient in f64.
+#[test]
+fn gradients_over_several_tiles() {
+    for window in [None, Some(70)] {
+        let h = sizes(1, 150, 1, 2, 8, window);
+        let (qkv, stride, k, v) = fused(h, 5);
+        let d_out = Random(6).vec(150 * 16, 1.0);
+        let want = plain::backward(h, &wide(&qkv), stride, k, v, &wide(&d_out));
+        for level in Level::available() {
+            let (out, lse) = run(level, h, &qkv, stride, k, v);
+            let mut d = vec![f32::NAN; qkv.len()];
+            backward_at(
+                level,
+                h,
+                &qkv,
+                stride,
+                &qkv[k..],
+                stride,
+                &qkv[v..],
+                stride,
+                &out,
+                16,
+                &lse,
+                &d_out,
+                16,
+                &mut d,
+                stride,
+                k,
+                v,
+            );
+            assert_close("d", &d, &want, 2e-5);
+        }
+    }
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bits() {
+    let h = sizes(2, 130, 2, 2, 24, None);
+    let (qkv, stride, k, v) = fused(h, 3);
+    assert_same_on_any_threads(|| {
+        let (out, lse) = run(Level::current(), h, &qkv, stride, k, v);
+        let mut d = vec![0.0; qkv.len()];
+        backward(
+            h,
+            &qkv,
+            stride,
+            &qkv[k..],
+            stride,
+            &qkv[v..],
+            stride,
+            &out,
+            96,
+            &lse,
+            &out,
+            96,
+            &mut d,
+            stride,
+            k,
+            v,
+        );
+        [out, d].concat()
+    });
+}
