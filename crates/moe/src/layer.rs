@@ -164,6 +164,8 @@ impl MoeLayer {
     pub fn new(config: MoeConfig, vb: VarBuilder) -> Result<Self> {
         let (e, h, i) = (config.experts, config.hidden, config.intermediate);
         let p = config.expert_shape().pre();
+        // A configuration that does not hold together is refused before any parameter is made.
+        router::build(&config.router, e, config.top_k)?;
         let normal = |stdev: f64| Init::Randn { mean: 0.0, stdev };
         let get = |name: &str, shape: &[usize], stdev: f64| -> Result<Param> {
             Ok(Param::new(name, vb.get_with_hints(shape, name, normal(stdev))?))

@@ -52,7 +52,8 @@ impl Param {
                 "update"
             }
             fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-                let (CpuStorage::F32(data), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+                let (CpuStorage::F32(data), Some((start, end))) = (storage, layout.contiguous_offsets())
+                else {
                     bail!("a parameter is f32 and contiguous");
                 };
                 if let Some(change) = self.0.take() {
