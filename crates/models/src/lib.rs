@@ -1,3 +1,21 @@
 //! Decoders from a [`spec::ModelSpec`], and the checkpoint layouts of the families that have them.
+//!
+//! A family is a file that maps `config.json` to the spec and back and names its tensors; the decoder is one for all, in
+//! training and in generation. This crate prints nothing and opens no socket.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod audit;
+pub mod checkpoint;
+pub mod decoder;
+pub mod error;
+pub mod families;
+pub mod files;
+pub mod inspect;
+pub mod ops;
+pub mod params;
+pub mod sampling;
 pub mod spec;
+pub mod text;
+
+pub use error::{ModelError, Result};

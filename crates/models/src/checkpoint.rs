@@ -1,0 +1,361 @@
+//! Checkpoints in Hugging Face layout: `config.json` and safetensors, one file or several with an index.
+//!
+//! Tensors are read from their place in the file straight into the parameter that they are part of. Every tensor that the
+//! model needs must be there once and with its shape, and none may be left over unexplained ([`crate::audit`]).
+
+use crate::audit;
+use crate::error::{ModelError, Result};
+use crate::families::{self, Family, Json};
+use crate::files::write_whole;
+use crate::params::{Part, param_defs, parts};
+use crate::spec::ModelSpec;
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+/// A model as it lies in a folder.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// What it is.
+    pub spec: ModelSpec,
+    /// The layout it was in.
+    pub family: &'static Family,
+    /// The values of [`param_defs`], in their order.
+    pub params: Vec<Vec<f32>>,
+    /// Its `tokenizer.json`, if it has one.
+    pub tokenizer: Option<PathBuf>,
+    /// Tensors that the model does not need, and why they may be there.
+    pub unused: Vec<(String, &'static str)>,
+}
+
+/// A tensor in a file.
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub file: usize,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    /// First byte in the file.
+    pub start: u64,
+}
+
+/// The types that can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dtype {
+    F32,
+    F16,
+    Bf16,
+}
+
+impl Dtype {
+    fn size(self) -> usize {
+        if self == Dtype::F32 { 4 } else { 2 }
+    }
+}
+
+/// The open files of a checkpoint and what is in them.
+pub(crate) struct Files {
+    pub paths: Vec<PathBuf>,
+    files: Vec<File>,
+    pub tensors: BTreeMap<String, Entry>,
+}
+
+/// Greatest size of the header of a safetensors file, as the format has it.
+const MAX_HEADER: u64 = 100_000_000;
+/// Greatest size of a JSON file that is read.
+const MAX_JSON: u64 = 100_000_000;
+/// Bytes of one file of a checkpoint, about.
+const SHARD: usize = 4 << 30;
+
+/// Reads `config.json` alone.
+pub fn load_spec(folder: &Path) -> Result<(ModelSpec, &'static Family)> {
+    let path = folder.join("config.json");
+    if !folder.is_dir() {
+        let what = if folder.exists() { "is not a folder with a model" } else { "there is no such folder" };
+        return Err(ModelError::File { path: folder.into(), what: what.into() });
+    }
+    if !path.is_file() {
+        return Err(ModelError::File {
+            path: folder.into(),
+            what: "holds no model: config.json is missing".into(),
+        });
+    }
+    let json = Json::new(&path, read_json(&path)?)?;
+    let kind = json.text("model_type")?.ok_or_else(|| json.error("model_type is missing"))?;
+    let family = families::family(kind).map_err(|e| json.error(e.to_string()))?;
+    Ok(((family.read)(&json)?, family))
+}
+
+/// Loads and audits the model in a folder.
+pub fn load(folder: &Path) -> Result<Checkpoint> {
+    let (spec, family) = load_spec(folder)?;
+    let files = Files::open(folder)?;
+    let defs = param_defs(&spec);
+    let parts = parts(&spec, family.names);
+    audit::structure(&spec, &parts, &files)?;
+    // Only now, when every part is known to be there with its shape, is memory asked for.
+    let mut params: Vec<Vec<f32>> = defs.iter().map(|def| vec![0.0; def.len()]).collect();
+    for part in &parts {
+        let len: usize = part.shape.iter().product();
+        let into = &mut params[part.param][part.offset..][..len];
+        files.read(&part.tensor, into)?;
+        audit::finite(&files, &part.tensor, into)?;
+    }
+    let unused = audit::leftovers(&spec, &parts, &files, &params)?;
+    audit::twins(&spec, family, folder, &params)?;
+    let tokenizer = Some(folder.join("tokenizer.json")).filter(|path| path.is_file());
+    Ok(Checkpoint { spec, family, params, tokenizer, unused })
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    let size = std::fs::metadata(path).map_err(ModelError::io("read", path))?.len();
+    if size > MAX_JSON {
+        return Err(ModelError::File {
+            path: path.into(),
+            what: format!("is {size} bytes long: not a configuration"),
+        });
+    }
+    let text = std::fs::read(path).map_err(ModelError::io("read", path))?;
+    serde_json::from_slice(&text)
+        .map_err(|e| ModelError::File { path: path.into(), what: format!("is not JSON: {e}") })
+}
+
+impl Files {
+    fn open(folder: &Path) -> Result<Self> {
+        let single = folder.join("model.safetensors");
+        let index = folder.join("model.safetensors.index.json");
+        let mut files = Files { paths: Vec::new(), files: Vec::new(), tensors: BTreeMap::new() };
+        if single.is_file() {
+            files.add(single, None)?;
+            return Ok(files);
+        }
+        if !index.is_file() {
+            let what = "has no model.safetensors and no model.safetensors.index.json".into();
+            return Err(ModelError::File { path: folder.into(), what });
+        }
+        let json = read_json(&index)?;
+        let broken = |what: String| ModelError::File { path: index.clone(), what };
+        let map = json.get("weight_map").and_then(Value::as_object);
+        let map = map.ok_or_else(|| broken("has no weight_map".into()))?;
+        let mut by_file: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (tensor, file) in map {
+            let file =
+                file.as_str().ok_or_else(|| broken(format!("weight_map.{tensor} is not a file name")))?;
+            if Path::new(file).file_name().is_none_or(|name| name != file) {
+                return Err(broken(format!("weight_map.{tensor} = \"{file}\" is not a file beside it")));
+            }
+            by_file.entry(file).or_default().push(tensor);
+        }
+        for (file, tensors) in by_file {
+            files.add(folder.join(file), Some(&tensors))?;
+        }
+        Ok(files)
+    }
+
+    /// Reads the header of a file; with an index, it must hold just the tensors that the index says.
+    fn add(&mut self, path: PathBuf, expected: Option<&[&str]>) -> Result<()> {
+        let broken = |what: String| ModelError::File { path: path.clone(), what };
+        let mut file = File::open(&path).map_err(ModelError::io("read", &path))?;
+        let size = file.metadata().map_err(ModelError::io("read", &path))?.len();
+        let mut length = [0; 8];
+        if size < 8 {
+            return Err(broken(format!("is cut short: {size} bytes are no safetensors file")));
+        }
+        file.read_exact(&mut length).map_err(ModelError::io("read", &path))?;
+        let header = u64::from_le_bytes(length);
+        if header > MAX_HEADER {
+            return Err(broken(format!("says its header has {header} bytes: not a safetensors file")));
+        }
+        if 8 + header > size {
+            return Err(broken(format!(
+                "is cut short: {size} bytes, its header alone ends at {}",
+                8 + header
+            )));
+        }
+        let mut text = vec![0; header as usize];
+        file.read_exact(&mut text).map_err(ModelError::io("read", &path))?;
+        let json: Map<String, Value> = serde_json::from_slice(&text)
+            .map_err(|e| broken(format!("has a header that is not JSON: {e}")))?;
+        let number = self.paths.len();
+        let mut found = 0;
+        for (name, info) in json.iter().filter(|(name, _)| *name != "__metadata__") {
+            let tensor = |what: String| ModelError::Tensor { path: path.clone(), tensor: name.clone(), what };
+            let dtype = match info.get("dtype").and_then(Value::as_str) {
+                Some("F32") => Dtype::F32,
+                Some("F16") => Dtype::F16,
+                Some("BF16") => Dtype::Bf16,
+                other => {
+                    let other = other.unwrap_or("missing");
+                    return Err(tensor(format!("its type is {other}; F32, F16 and BF16 can be read")));
+                }
+            };
+            let numbers = |key: &str| -> Option<Vec<u64>> {
+                info.get(key)?.as_array()?.iter().map(Value::as_u64).collect()
+            };
+            let shape = numbers("shape").ok_or_else(|| tensor("its shape is not a list of sizes".into()))?;
+            let offsets = numbers("data_offsets").unwrap_or_default();
+            let &[start, end] = offsets.as_slice() else {
+                return Err(tensor("its data_offsets are not two numbers".into()));
+            };
+            let elements = shape.iter().try_fold(1u64, |product, n| product.checked_mul(*n));
+            let bytes = elements.and_then(|n| n.checked_mul(dtype.size() as u64));
+            if start > end || bytes != Some(end - start) {
+                return Err(tensor(format!("its shape {shape:?} does not fit bytes {start} to {end}")));
+            }
+            if end > size - 8 - header {
+                return Err(tensor(format!(
+                    "the file is cut short: it ends at byte {}, its header says {end}",
+                    size - 8 - header
+                )));
+            }
+            if expected.is_some_and(|expected| !expected.contains(&name.as_str())) {
+                return Err(tensor("the index does not say that it is in this file".into()));
+            }
+            let shape = shape.into_iter().map(|n| n as usize).collect();
+            let entry = Entry { file: number, dtype, shape, start: 8 + header + start };
+            if self.tensors.insert(name.clone(), entry).is_some() {
+                return Err(tensor("is in two files".into()));
+            }
+            found += 1;
+        }
+        if let Some(expected) = expected
+            && found != expected.len()
+        {
+            let missing = expected.iter().find(|name| !json.contains_key(**name)).unwrap_or(&"");
+            let (tensor, what) =
+                (missing.to_string(), "the index says it is in this file, and it is not".into());
+            return Err(ModelError::Tensor { path, tensor, what });
+        }
+        self.paths.push(path);
+        self.files.push(file);
+        Ok(())
+    }
+
+    /// Reads the elements of a tensor, which is known to be there and to have as many.
+    pub fn read(&self, tensor: &str, into: &mut [f32]) -> Result<()> {
+        let Some(entry) = self.tensors.get(tensor) else {
+            return Err(ModelError::Internal { what: format!("tensor {tensor} was not audited") });
+        };
+        let (file, path) = (&self.files[entry.file], &self.paths[entry.file]);
+        let per_chunk = 1 << 18;
+        let mut bytes = vec![0; per_chunk.min(into.len()) * entry.dtype.size()];
+        let mut at = entry.start;
+        for chunk in into.chunks_mut(per_chunk) {
+            let bytes = &mut bytes[..chunk.len() * entry.dtype.size()];
+            read_at(file, bytes, at).map_err(ModelError::io("read", path))?;
+            at += bytes.len() as u64;
+            match entry.dtype {
+                Dtype::F32 => {
+                    for (x, b) in chunk.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                        *x = f32::from_le_bytes(*b);
+                    }
+                }
+                Dtype::F16 => {
+                    for (x, b) in chunk.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                        *x = half::f16::from_le_bytes(*b).to_f32();
+                    }
+                }
+                Dtype::Bf16 => {
+                    for (x, b) in chunk.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                        *x = half::bf16::from_le_bytes(*b).to_f32();
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The file that a tensor is in.
+    pub fn path_of(&self, tensor: &str) -> PathBuf {
+        self.tensors.get(tensor).map_or_else(|| self.paths[0].clone(), |entry| self.paths[entry.file].clone())
+    }
+}
+
+#[cfg(unix)]
+fn read_at(file: &File, into: &mut [u8], at: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, into, at)
+}
+
+#[cfg(not(unix))]
+fn read_at(mut file: &File, into: &mut [u8], at: u64) -> std::io::Result<()> {
+    use std::io::{Seek, SeekFrom};
+    file.seek(SeekFrom::Start(at))?;
+    file.read_exact(into)
+}
+
+/// Writes a model into a folder that exists: safetensors, then `generation_config.json`, at last `config.json`, each whole.
+///
+/// `family` is a name of [`families::FAMILIES`] or `auto`; `params` are the values of [`param_defs`], in their order.
+pub fn save(folder: &Path, spec: &ModelSpec, params: &[&[f32]], family: &str) -> Result<&'static Family> {
+    let (family, config) = families::config_json(spec, family)?;
+    let parts = parts(spec, family.names);
+    let bytes = |part: &Part| 4 * part.shape.iter().product::<usize>();
+    let mut shards: Vec<Vec<&Part>> = vec![Vec::new()];
+    let mut filled = 0;
+    for part in &parts {
+        if filled > 0 && filled + bytes(part) > SHARD {
+            shards.push(Vec::new());
+            filled = 0;
+        }
+        filled += bytes(part);
+        if let Some(shard) = shards.last_mut() {
+            shard.push(part);
+        }
+    }
+    let mut index = Map::new();
+    for (number, shard) in shards.iter().enumerate() {
+        let name = match shards.len() {
+            1 => "model.safetensors".to_owned(),
+            count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+        };
+        let mut header = Map::new();
+        header.insert("__metadata__".into(), json!({ "format": "pt" }));
+        let mut at = 0;
+        for part in shard {
+            let end = at + bytes(part);
+            header.insert(
+                part.tensor.clone(),
+                json!({ "dtype": "F32", "shape": part.shape, "data_offsets": [at, end] }),
+            );
+            index.insert(part.tensor.clone(), name.clone().into());
+            at = end;
+        }
+        let mut header = Value::Object(header).to_string().into_bytes();
+        // The data begin at a multiple of eight bytes.
+        header.resize(header.len().next_multiple_of(8), b' ');
+        write_whole(&folder.join(&name), |w| {
+            w.write_all(&(header.len() as u64).to_le_bytes())?;
+            w.write_all(&header)?;
+            let mut buffer = Vec::new();
+            for part in shard {
+                let values = &params[part.param][part.offset..][..part.shape.iter().product()];
+                for chunk in values.chunks(1 << 16) {
+                    buffer.clear();
+                    buffer.extend(chunk.iter().flat_map(|x| x.to_le_bytes()));
+                    w.write_all(&buffer)?;
+                }
+            }
+            Ok(())
+        })?;
+    }
+    if shards.len() > 1 {
+        let total: usize = parts.iter().map(bytes).sum();
+        let json = json!({ "metadata": { "total_size": total }, "weight_map": index });
+        write_json(&folder.join("model.safetensors.index.json"), &json)?;
+    }
+    let mut generation = Map::new();
+    for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
+        if let Some(value) = config.get(key).filter(|value| !value.is_null()) {
+            generation.insert(key.into(), value.clone());
+        }
+    }
+    write_json(&folder.join("generation_config.json"), &Value::Object(generation))?;
+    write_json(&folder.join("config.json"), &config)?;
+    Ok(family)
+}
+
+fn write_json(path: &Path, json: &Value) -> Result<()> {
+    let text = format!("{json:#}\n");
+    write_whole(path, |w| w.write_all(text.as_bytes()))
+}

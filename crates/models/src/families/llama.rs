@@ -1,0 +1,29 @@
+//! `llama` (Llama 2 and 3 without scaled positions, 2307.09288): every layer dense.
+
+use super::common::{Json, expect_decoder, same_dense, same_moe, with, write_decoder};
+use crate::error::Result;
+use crate::spec::{FfnSpec, ModelSpec, QkNorm};
+use serde_json::{Value, json};
+
+pub(super) fn read(json: &Json) -> Result<ModelSpec> {
+    json.refuse_unless("mlp_bias", |v| v.as_bool() == Some(false))?;
+    let spec = json.decoder(QkNorm::None, None, 10_000.0)?;
+    let mlp = json.mlp("intermediate_size")?;
+    json.finish(spec, |_| FfnSpec::Dense(mlp.clone()))
+}
+
+pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
+    expect_decoder(spec, QkNorm::None, true, false)?;
+    if same_moe(&spec.layers)?.is_some() {
+        return Err("an MoE layer".into());
+    }
+    let mlp = same_dense(&spec.layers)?.ok_or("no layer")?;
+    Ok(with(
+        write_decoder(spec, mlp.activation),
+        json!({
+            "intermediate_size": mlp.intermediate,
+            "attention_bias": spec.attention.qkv_bias,
+            "mlp_bias": false,
+        }),
+    ))
+}

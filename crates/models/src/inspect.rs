@@ -1,0 +1,206 @@
+//! What is in a model: parameters in total and active, experts, routers, memory, layer by layer.
+
+use crate::params::param_defs;
+use crate::spec::{FfnSpec, ModelSpec, QkNorm};
+use serde::Serialize;
+use std::fmt::Write;
+
+/// A description of a model, for programs and (by [`Description::table`]) for people.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Description {
+    /// The layout.
+    pub family: String,
+    /// Parameters, each counted once.
+    pub parameters: u64,
+    /// Parameters that one token meets: K of E experts, all else but the embedding table (a tied head counts).
+    pub active_parameters: u64,
+    /// Bytes of the parameters as they are in memory.
+    pub bytes: u64,
+    /// Bytes of keys and values per token of context.
+    pub cache_bytes_per_token: u64,
+    /// V, H and the longest sequence.
+    pub vocab: usize,
+    /// H.
+    pub hidden: usize,
+    /// Longest sequence.
+    pub max_positions: usize,
+    /// The head is the embedding.
+    pub tie_embeddings: bool,
+    /// Heads, key-value heads, head width, and what is special.
+    pub attention: String,
+    /// Each layer.
+    pub layers: Vec<LayerDescription>,
+}
+
+/// A layer.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct LayerDescription {
+    /// From 0.
+    pub layer: usize,
+    /// "dense" or "moe".
+    pub kind: &'static str,
+    /// E, K and the inner width, with 1 of 1 for dense.
+    pub experts: usize,
+    /// K.
+    pub top_k: usize,
+    /// I.
+    pub intermediate: usize,
+    /// Inner width of the shared experts together.
+    pub shared_intermediate: usize,
+    /// The router, in words.
+    pub router: String,
+    /// Parameters of the layer, attention included.
+    pub parameters: u64,
+    /// Of these, those that one token meets.
+    pub active_parameters: u64,
+}
+
+/// Describes a model.
+pub fn describe(spec: &ModelSpec, family: &str) -> Description {
+    let defs = param_defs(spec);
+    let of_layer = |l: usize| {
+        let prefix = format!("layers.{l}.");
+        defs.iter().filter(move |def| def.name.starts_with(&prefix))
+    };
+    let a = &spec.attention;
+    let layers: Vec<LayerDescription> = spec
+        .layers
+        .iter()
+        .enumerate()
+        .map(|(layer, ffn)| {
+            let parameters: u64 = of_layer(layer).map(|def| def.len() as u64).sum();
+            let experts: u64 = of_layer(layer)
+                .filter(|def| def.name.contains(".experts."))
+                .map(|def| def.len() as u64)
+                .sum();
+            match ffn {
+                FfnSpec::Dense(mlp) => LayerDescription {
+                    layer,
+                    kind: "dense",
+                    experts: 1,
+                    top_k: 1,
+                    intermediate: mlp.intermediate,
+                    shared_intermediate: 0,
+                    router: String::new(),
+                    parameters,
+                    active_parameters: parameters,
+                },
+                FfnSpec::Moe(moe) => LayerDescription {
+                    layer,
+                    kind: "moe",
+                    experts: moe.experts,
+                    top_k: moe.top_k,
+                    intermediate: moe.expert.intermediate,
+                    shared_intermediate: moe.shared_intermediate,
+                    router: router(moe),
+                    parameters,
+                    active_parameters: parameters - experts + experts / moe.experts as u64 * moe.top_k as u64,
+                },
+            }
+        })
+        .collect();
+    let parameters: u64 = defs.iter().map(|def| def.len() as u64).sum();
+    let in_layers: u64 = layers.iter().map(|l| l.parameters).sum();
+    let active: u64 = layers.iter().map(|l| l.active_parameters).sum();
+    let embedding = (spec.vocab * spec.hidden) as u64;
+    let outside = parameters - in_layers - if spec.tie_embeddings { 0 } else { embedding };
+    let mut attention = format!("{} heads, {} key-value heads, width {}", a.heads, a.kv_heads, a.head_dim);
+    match a.qk_norm {
+        QkNorm::None => {}
+        QkNorm::Head => attention.push_str(", normed per head"),
+        QkNorm::Full => attention.push_str(", normed over all heads"),
+    }
+    if a.qkv_bias {
+        attention.push_str(", biases");
+    }
+    if let Some(window) = a.window {
+        let _ = write!(attention, ", window {window}");
+    }
+    Description {
+        family: family.to_owned(),
+        parameters,
+        active_parameters: active + outside,
+        bytes: 4 * parameters,
+        cache_bytes_per_token: 8 * (spec.layers.len() * a.kv_heads * a.head_dim) as u64,
+        vocab: spec.vocab,
+        hidden: spec.hidden,
+        max_positions: spec.max_positions,
+        tie_embeddings: spec.tie_embeddings,
+        attention,
+        layers,
+    }
+}
+
+fn router(moe: &crate::spec::MoeSpec) -> String {
+    let r = &moe.router;
+    let mut text = r.kind.clone();
+    if matches!(r.kind.as_str(), "topk_pre" | "sigmoid_bias") {
+        text.push_str(if r.normalize { ", normalized" } else { ", not normalized" });
+    }
+    if r.scale != 1.0 {
+        let _ = write!(text, ", scale {}", r.scale);
+    }
+    if r.groups > 1 {
+        let _ = write!(text, ", {} of {} groups", r.top_groups, r.groups);
+    }
+    text
+}
+
+/// 1234567 as "1.23 M".
+pub fn short(n: u64) -> String {
+    match n {
+        0..1_000 => n.to_string(),
+        1_000..1_000_000 => format!("{:.1} k", n as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.2} M", n as f64 / 1e6),
+        _ => format!("{:.2} G", n as f64 / 1e9),
+    }
+}
+
+impl Description {
+    /// For people.
+    pub fn table(&self) -> String {
+        let mut out = String::new();
+        let mut line = |what: &str, value: String| {
+            let _ = writeln!(out, "{what:<12} {value}");
+        };
+        line("family", self.family.clone());
+        line(
+            "parameters",
+            format!(
+                "{} in total, {} active per token",
+                short(self.parameters),
+                short(self.active_parameters)
+            ),
+        );
+        line(
+            "memory",
+            format!(
+                "{}B in f32, and {}B of keys and values per token of context",
+                short(self.bytes),
+                short(self.cache_bytes_per_token)
+            ),
+        );
+        let head = if self.tie_embeddings { "head tied to the embedding" } else { "head of its own" };
+        line("tokens", format!("vocabulary {}, up to {} positions, {head}", self.vocab, self.max_positions));
+        line("width", self.hidden.to_string());
+        line("attention", self.attention.clone());
+        let _ =
+            writeln!(out, "\nlayer  kind   experts  top-k  width  shared  parameters      active  router");
+        for l in &self.layers {
+            let _ = writeln!(
+                out,
+                "{:>5}  {:<5}  {:>7}  {:>5}  {:>5}  {:>6}  {:>10}  {:>10}  {}",
+                l.layer,
+                l.kind,
+                l.experts,
+                l.top_k,
+                l.intermediate,
+                l.shared_intermediate,
+                short(l.parameters),
+                short(l.active_parameters),
+                l.router
+            );
+        }
+        out
+    }
+}

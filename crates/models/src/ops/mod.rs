@@ -1,0 +1,33 @@
+//! The heavy parts of a decoder as candle ops with gradients, over `senmon-kernels`. Weights of a block are captured
+//! parameters with sinks: one op takes the residual stream and gives it back, so few edges pass through candle.
+
+mod attention;
+mod embedding;
+mod loss;
+mod norm;
+mod residual;
+
+pub use attention::{AttentionBlock, LayerCache};
+pub use embedding::embed;
+pub use loss::{LossTerms, lm_loss};
+pub use norm::rms_norm;
+pub use residual::residual;
+
+use candle_core::{Result, bail};
+use senmon_moe::Param;
+
+/// Runs `add` on the sink of a parameter; a frozen parameter has none and gets nothing.
+fn add_gradient<R>(param: &Param, add: impl FnOnce(Option<&mut [f32]>) -> R) -> R {
+    match param.sink() {
+        Some(sink) => add(Some(&mut sink.lock())),
+        None => add(None),
+    }
+}
+
+/// What forward kept, or the error that a second backward deserves.
+fn taken<T>(saved: &std::sync::Mutex<Option<T>>, op: &str) -> Result<T> {
+    match saved.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take() {
+        Some(saved) => Ok(saved),
+        None => bail!("{op}: backward a second time; the activations were freed by the first"),
+    }
+}

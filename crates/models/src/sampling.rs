@@ -1,0 +1,111 @@
+//! Choosing the next token: temperature, top-k, top-p, from numbers that depend on the seed and the place alone.
+
+use crate::error::{ModelError, Result};
+use senmon_moe::rng::Stream;
+
+/// How the next token is chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// 0 takes the likeliest token, 1 the model's own distribution.
+    pub temperature: f32,
+    /// Only the likeliest so many; 0 for all.
+    pub top_k: usize,
+    /// Only the likeliest that together have this probability.
+    pub top_p: f32,
+    /// Everything random follows from it.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 0.8, top_k: 0, top_p: 0.95, seed: 0 }
+    }
+}
+
+impl Sampling {
+    /// Checks the values.
+    pub fn validate(&self) -> Result<()> {
+        let refuse = |what: String| Err(ModelError::Option { what });
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            return refuse(format!("temperature = {} must be 0 or more", self.temperature));
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return refuse(format!("top-p = {} must be above 0 and at most 1", self.top_p));
+        }
+        Ok(())
+    }
+
+    /// The token for `logits` \[V\] at place `index`; ties go to the lowest id. `None` when no logit is a number.
+    pub fn pick(&self, logits: &[f32], index: u64) -> Option<u32> {
+        let mut order: Vec<u32> =
+            (0..logits.len() as u32).filter(|i| !logits[*i as usize].is_nan()).collect();
+        let falling = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+        if self.temperature == 0.0 || order.len() < 2 {
+            return order.into_iter().min_by(falling);
+        }
+        if self.top_k > 0 && self.top_k < order.len() {
+            order.select_nth_unstable_by(self.top_k - 1, falling);
+            order.truncate(self.top_k);
+        }
+        order.sort_unstable_by(falling);
+        let greatest = logits[order[0] as usize];
+        let mut weights: Vec<f64> = order
+            .iter()
+            .map(|i| (f64::from(logits[*i as usize] - greatest) / f64::from(self.temperature)).exp())
+            .collect();
+        let total: f64 = weights.iter().sum();
+        let mut kept = 0.0;
+        let enough = weights.iter().position(|w| {
+            kept += w / total;
+            kept >= f64::from(self.top_p)
+        });
+        weights.truncate(enough.map_or(weights.len(), |last| last + 1));
+        let total: f64 = weights.iter().sum();
+        let unit = (Stream::new(&[self.seed, 0x7361_6d70]).bits(index) >> 11) as f64 / (1u64 << 53) as f64;
+        let mut left = unit * total;
+        for (token, weight) in order.iter().zip(&weights) {
+            left -= weight;
+            if left < 0.0 {
+                return Some(*token);
+            }
+        }
+        order.get(weights.len().saturating_sub(1)).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(sampling: &Sampling, logits: &[f32]) -> Vec<usize> {
+        let mut counts = vec![0; logits.len()];
+        (0..20_000).for_each(|i| counts[sampling.pick(logits, i).unwrap() as usize] += 1);
+        counts
+    }
+
+    #[test]
+    fn tokens_come_as_often_as_they_should() {
+        let logits: Vec<f32> = [0.1f32, 0.2, 0.3, 0.4].iter().map(|p| p.ln()).collect();
+        let all = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 3 };
+        for (count, p) in counts(&all, &logits).iter().zip([0.1, 0.2, 0.3, 0.4]) {
+            assert!((*count as f64 / 20_000.0 - p).abs() < 0.015);
+        }
+        let two = counts(&Sampling { top_k: 2, ..all.clone() }, &logits);
+        assert!(two[0] + two[1] == 0 && (two[3] as f64 / 20_000.0 - 4.0 / 7.0).abs() < 0.015);
+        let most = counts(&Sampling { top_p: 0.65, ..all.clone() }, &logits);
+        assert!(most[0] + most[1] == 0 && most[2] > 0);
+        let cold = counts(&Sampling { temperature: 0.5, ..all.clone() }, &logits);
+        assert!((cold[3] as f64 / 20_000.0 - 16.0 / 30.0).abs() < 0.015);
+        assert_eq!(counts(&all, &logits), counts(&all, &logits));
+    }
+
+    #[test]
+    fn the_likeliest_token_ties_low_and_nan_never() {
+        let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
+        assert_eq!(greedy.pick(&[0.0, 2.0, f32::NAN, 2.0], 0), Some(1));
+        assert_eq!(greedy.pick(&[f32::NAN], 0), None);
+        assert_eq!(Sampling::default().pick(&[f32::NEG_INFINITY, 1.0], 5), Some(1));
+        assert!(Sampling { top_p: 0.0, ..Sampling::default() }.validate().is_err());
+        assert!(Sampling { temperature: f32::NAN, ..Sampling::default() }.validate().is_err());
+    }
+}
