@@ -56,7 +56,7 @@ impl DataConfig {
             return Err(DataError::NoPaths);
         }
         if !(0.0..=0.5).contains(&self.holdout) {
-            return bad("holdout", self.holdout.to_string(), "must be between 0 and 0.5");
+            return bad("data.holdout", self.holdout.to_string(), "must be between 0 and 0.5");
         }
         if self.tokenizer.is_none() && self.vocab < MIN_VOCAB {
             return bad(
@@ -66,10 +66,10 @@ impl DataConfig {
             );
         }
         if self.tokenizer.is_none() && self.vocab > MAX_VOCAB {
-            return bad("vocab", self.vocab.to_string(), "must be at most 1048576");
+            return bad("data.vocab", self.vocab.to_string(), "must be at most 1048576");
         }
         if self.column.is_empty() {
-            return bad("column", "\"\"".to_owned(), "must name the text column");
+            return bad("data.column", "\"\"".to_owned(), "must name the text column");
         }
         Ok(())
     }
@@ -114,7 +114,7 @@ impl FromStr for DomainRule {
             "extension" => Ok(DomainRule::Extension),
             "folder" => Ok(DomainRule::Folder),
             "" => Err(DataError::BadValue {
-                key: "domains",
+                key: "data.domains",
                 value: "\"\"".to_owned(),
                 expected: "must be extension, folder, column:NAME or the path of a rule file".to_owned(),
             }),
@@ -147,7 +147,7 @@ impl FromStr for GroupRule {
             _ => match s.strip_prefix("column:") {
                 Some(name) if !name.is_empty() => Ok(GroupRule::Column(name.to_owned())),
                 _ => Err(DataError::BadValue {
-                    key: "group",
+                    key: "data.group",
                     value: format!("{s:?}"),
                     expected: "must be package, folder, file or column:NAME".to_owned(),
                 }),

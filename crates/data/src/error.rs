@@ -51,9 +51,9 @@ pub enum DataError {
         reason: String,
     },
     /// A configuration value is out of its range.
-    #[error("data.{key} = {value}: {expected}")]
+    #[error("{key} = {value}: {expected}")]
     BadValue {
-        /// The key in `[data]`.
+        /// The key, with its table.
         key: &'static str,
         /// The value found.
         value: String,

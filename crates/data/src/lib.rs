@@ -8,11 +8,19 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod batches;
+mod cache;
 mod config;
+pub mod domains;
 mod error;
 mod eval;
+mod hash;
+mod mapped;
+mod overlap;
 mod progress;
 mod report;
+mod shards;
+mod source;
+mod split;
 mod tokenizer;
 
 pub use batches::{Batch, Dataset};

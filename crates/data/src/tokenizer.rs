@@ -98,7 +98,7 @@ impl TextTokenizer {
     ) -> Result<Self> {
         if !(MIN_VOCAB..=MAX_VOCAB).contains(&vocab) {
             return Err(DataError::BadValue {
-                key: "vocab",
+                key: "data.vocab",
                 value: vocab.to_string(),
                 expected: format!("must be between {MIN_VOCAB} and {MAX_VOCAB}"),
             });
