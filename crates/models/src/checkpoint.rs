@@ -10,7 +10,7 @@ use crate::files::write_whole;
 use crate::params::{Part, param_defs, parts};
 use crate::spec::ModelSpec;
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -26,8 +26,25 @@ pub struct Checkpoint {
     pub params: Vec<Vec<f32>>,
     /// Its `tokenizer.json`, if it has one.
     pub tokenizer: Option<PathBuf>,
+    /// What its `generation_config.json` says.
+    pub generation: GenerationDefaults,
     /// Tensors that the model does not need, and why they may be there.
     pub unused: Vec<(String, &'static str)>,
+}
+
+/// What a model's makers advise for generation (`generation_config.json`); chat models often say only here what ends a turn.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GenerationDefaults {
+    /// Sampling rather than the likeliest token.
+    pub do_sample: Option<bool>,
+    /// As in [`crate::sampling::Sampling`].
+    pub temperature: Option<f64>,
+    /// As in [`crate::sampling::Sampling`].
+    pub top_k: Option<usize>,
+    /// As in [`crate::sampling::Sampling`].
+    pub top_p: Option<f64>,
+    /// Tokens that end a text, besides those of the specification.
+    pub eos: Vec<u32>,
 }
 
 /// A tensor in a file.
@@ -65,6 +82,8 @@ pub(crate) struct Files {
 const MAX_HEADER: u64 = 100_000_000;
 /// Greatest size of a JSON file that is read.
 const MAX_JSON: u64 = 100_000_000;
+/// Says which tensor is in which file.
+const INDEX: &str = "model.safetensors.index.json";
 /// Bytes of one file of a checkpoint, about.
 const SHARD: usize = 4 << 30;
 
@@ -105,7 +124,24 @@ pub fn load(folder: &Path) -> Result<Checkpoint> {
     let unused = audit::leftovers(&spec, &parts, &files, &params)?;
     audit::twins(&spec, family, folder, &params)?;
     let tokenizer = Some(folder.join("tokenizer.json")).filter(|path| path.is_file());
-    Ok(Checkpoint { spec, family, params, tokenizer, unused })
+    let generation = generation_defaults(folder)?;
+    Ok(Checkpoint { spec, family, params, tokenizer, generation, unused })
+}
+
+/// Reads `generation_config.json`, where there is one.
+pub fn generation_defaults(folder: &Path) -> Result<GenerationDefaults> {
+    let path = folder.join("generation_config.json");
+    if !path.is_file() {
+        return Ok(GenerationDefaults::default());
+    }
+    let json = Json::new(&path, read_json(&path)?)?;
+    Ok(GenerationDefaults {
+        do_sample: json.typed("do_sample", "true or false", Value::as_bool)?,
+        temperature: json.typed("temperature", "a number", Value::as_f64)?,
+        top_k: json.maybe_usize("top_k")?,
+        top_p: json.typed("top_p", "a number", Value::as_f64)?,
+        eos: json.tokens("eos_token_id")?,
+    })
 }
 
 fn read_json(path: &Path) -> Result<Value> {
@@ -124,28 +160,36 @@ fn read_json(path: &Path) -> Result<Value> {
 impl Files {
     fn open(folder: &Path) -> Result<Self> {
         let single = folder.join("model.safetensors");
-        let index = folder.join("model.safetensors.index.json");
+        let index = folder.join(INDEX);
         let mut files = Files { paths: Vec::new(), files: Vec::new(), tensors: BTreeMap::new() };
         if single.is_file() {
             files.add(single, None)?;
             return Ok(files);
         }
         if !index.is_file() {
-            let what = "has no model.safetensors and no model.safetensors.index.json".into();
+            let mut what = "has no model.safetensors and no model.safetensors.index.json".to_owned();
+            if folder.join("pytorch_model.bin").is_file()
+                || folder.join("pytorch_model.bin.index.json").is_file()
+            {
+                what.push_str("; pytorch_model.bin is not read: save the model as safetensors");
+            }
             return Err(ModelError::File { path: folder.into(), what });
         }
         let json = read_json(&index)?;
         let broken = |what: String| ModelError::File { path: index.clone(), what };
         let map = json.get("weight_map").and_then(Value::as_object);
         let map = map.ok_or_else(|| broken("has no weight_map".into()))?;
-        let mut by_file: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        if map.is_empty() {
+            return Err(broken("has a weight_map without tensors".into()));
+        }
+        let mut by_file: BTreeMap<&str, HashSet<&str>> = BTreeMap::new();
         for (tensor, file) in map {
             let file =
                 file.as_str().ok_or_else(|| broken(format!("weight_map.{tensor} is not a file name")))?;
             if Path::new(file).file_name().is_none_or(|name| name != file) {
                 return Err(broken(format!("weight_map.{tensor} = \"{file}\" is not a file beside it")));
             }
-            by_file.entry(file).or_default().push(tensor);
+            by_file.entry(file).or_default().insert(tensor);
         }
         for (file, tensors) in by_file {
             files.add(folder.join(file), Some(&tensors))?;
@@ -154,7 +198,7 @@ impl Files {
     }
 
     /// Reads the header of a file; with an index, it must hold just the tensors that the index says.
-    fn add(&mut self, path: PathBuf, expected: Option<&[&str]>) -> Result<()> {
+    fn add(&mut self, path: PathBuf, expected: Option<&HashSet<&str>>) -> Result<()> {
         let broken = |what: String| ModelError::File { path: path.clone(), what };
         let mut file = File::open(&path).map_err(ModelError::io("read", &path))?;
         let size = file.metadata().map_err(ModelError::io("read", &path))?.len();
@@ -179,6 +223,7 @@ impl Files {
             .map_err(|e| broken(format!("has a header that is not JSON: {e}")))?;
         let number = self.paths.len();
         let mut found = 0;
+        let mut ranges = Vec::new();
         for (name, info) in json.iter().filter(|(name, _)| *name != "__metadata__") {
             let tensor = |what: String| ModelError::Tensor { path: path.clone(), tensor: name.clone(), what };
             let dtype = match info.get("dtype").and_then(Value::as_str) {
@@ -212,12 +257,27 @@ impl Files {
             if expected.is_some_and(|expected| !expected.contains(&name.as_str())) {
                 return Err(tensor("the index does not say that it is in this file".into()));
             }
+            ranges.push((start, end, name));
             let shape = shape.into_iter().map(|n| n as usize).collect();
             let entry = Entry { file: number, dtype, shape, start: 8 + header + start };
             if self.tensors.insert(name.clone(), entry).is_some() {
                 return Err(tensor("is in two files".into()));
             }
             found += 1;
+        }
+        // The format has no gaps, no overlaps and nothing behind the last tensor: any of them is a broken file.
+        ranges.sort_unstable();
+        let mut at = 0;
+        for (start, end, name) in ranges {
+            if start != at {
+                let what = format!("begins at byte {start} of the data, the tensor before it ends at {at}");
+                return Err(ModelError::Tensor { path, tensor: name.clone(), what });
+            }
+            at = end;
+        }
+        if at != size - 8 - header {
+            let what = format!("holds {} bytes behind its last tensor", size - 8 - header - at);
+            return Err(ModelError::File { path, what });
         }
         if let Some(expected) = expected
             && found != expected.len()
@@ -268,7 +328,8 @@ impl Files {
 
     /// The file that a tensor is in.
     pub fn path_of(&self, tensor: &str) -> PathBuf {
-        self.tensors.get(tensor).map_or_else(|| self.paths[0].clone(), |entry| self.paths[entry.file].clone())
+        let file = self.tensors.get(tensor).map_or(0, |entry| entry.file);
+        self.paths.get(file).cloned().unwrap_or_default()
     }
 }
 
@@ -286,15 +347,33 @@ fn read_at(mut file: &File, into: &mut [u8], at: u64) -> std::io::Result<()> {
 
 /// Writes a model into a folder that exists: safetensors, then `generation_config.json`, at last `config.json`, each whole.
 ///
-/// `family` is a name of [`families::FAMILIES`] or `auto`; `params` are the values of [`param_defs`], in their order.
+/// `family` is a name of [`families::FAMILIES`] or `auto`; `params` are the values of [`param_defs`], in their order. Weights
+/// of another model in the folder that would be read beside these or instead of them are removed. Each file is whole at
+/// any instant; that all are of one model needs a folder of its own, renamed when this returns.
 pub fn save(folder: &Path, spec: &ModelSpec, params: &[&[f32]], family: &str) -> Result<&'static Family> {
+    save_in_shards(folder, spec, params, family, SHARD)
+}
+
+fn save_in_shards(
+    folder: &Path,
+    spec: &ModelSpec,
+    params: &[&[f32]],
+    family: &str,
+    shard_bytes: usize,
+) -> Result<&'static Family> {
+    spec.validate()?;
+    let defs = param_defs(spec);
+    if defs.len() != params.len() || defs.iter().zip(params).any(|(def, values)| def.len() != values.len()) {
+        let what = "the values to save are not those of the specification".into();
+        return Err(ModelError::Internal { what });
+    }
     let (family, config) = families::config_json(spec, family)?;
     let parts = parts(spec, family.names);
     let bytes = |part: &Part| 4 * part.shape.iter().product::<usize>();
     let mut shards: Vec<Vec<&Part>> = vec![Vec::new()];
     let mut filled = 0;
     for part in &parts {
-        if filled > 0 && filled + bytes(part) > SHARD {
+        if filled > 0 && filled + bytes(part) > shard_bytes {
             shards.push(Vec::new());
             filled = 0;
         }
@@ -304,6 +383,7 @@ pub fn save(folder: &Path, spec: &ModelSpec, params: &[&[f32]], family: &str) ->
         }
     }
     let mut index = Map::new();
+    let mut written = HashSet::new();
     for (number, shard) in shards.iter().enumerate() {
         let name = match shards.len() {
             1 => "model.safetensors".to_owned(),
@@ -338,21 +418,45 @@ pub fn save(folder: &Path, spec: &ModelSpec, params: &[&[f32]], family: &str) ->
             }
             Ok(())
         })?;
+        written.insert(name);
     }
     if shards.len() > 1 {
         let total: usize = parts.iter().map(bytes).sum();
         let json = json!({ "metadata": { "total_size": total }, "weight_map": index });
-        write_json(&folder.join("model.safetensors.index.json"), &json)?;
+        write_json(&folder.join(INDEX), &json)?;
+        written.insert(INDEX.into());
     }
+    remove_stale(folder, &written)?;
     let mut generation = Map::new();
-    for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
-        if let Some(value) = config.get(key).filter(|value| !value.is_null()) {
-            generation.insert(key.into(), value.clone());
-        }
+    let tokens = &spec.tokens;
+    for (key, ids) in [
+        ("bos_token_id", tokens.bos.as_slice()),
+        ("eos_token_id", tokens.eos.as_slice()),
+        ("pad_token_id", tokens.pad.as_slice()),
+    ] {
+        match ids {
+            [] => continue,
+            [one] => generation.insert(key.into(), (*one).into()),
+            several => generation.insert(key.into(), several.into()),
+        };
     }
     write_json(&folder.join("generation_config.json"), &Value::Object(generation))?;
     write_json(&folder.join("config.json"), &config)?;
     Ok(family)
+}
+
+/// Removes the weights that an earlier save left in a folder and this one did not write over.
+fn remove_stale(folder: &Path, written: &HashSet<String>) -> Result<()> {
+    for entry in std::fs::read_dir(folder).map_err(ModelError::io("read", folder))? {
+        let name = entry.map_err(ModelError::io("read", folder))?.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let shard = name.starts_with("model-") && name.contains("-of-") && name.ends_with(".safetensors");
+        if (shard || name == "model.safetensors" || name == INDEX) && !written.contains(name) {
+            let path = folder.join(name);
+            std::fs::remove_file(&path).map_err(ModelError::io("remove", &path))?;
+        }
+    }
+    Ok(())
 }
 
 fn write_json(path: &Path, json: &Value) -> Result<()> {

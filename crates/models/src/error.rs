@@ -42,10 +42,10 @@ pub enum ModelError {
         /// What is wrong with it, and what to do.
         what: String,
     },
-    /// A file that cannot be read or written.
+    /// A file that cannot be read, written or removed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// "read" or "write".
+        /// "read", "write" or "remove".
         action: &'static str,
         /// The file.
         path: PathBuf,

@@ -14,11 +14,17 @@ pub struct Description {
     pub parameters: u64,
     /// Parameters that one token meets: K of E experts, all else but the embedding table (a tied head counts).
     pub active_parameters: u64,
-    /// Bytes of the parameters as they are in memory.
+    /// Bytes of the parameters as they are in memory (f32).
     pub bytes: u64,
+    /// Bytes to run one sequence as long as the model can: parameters, keys and values.
+    pub bytes_at_full_context: u64,
+    /// Floating-point operations of a forward pass per token, averaged over a sequence of `flops_context` tokens.
+    pub flops_per_token: u64,
+    /// Tokens of the sequence that `flops_per_token` is for: the longest, but at most 2048.
+    pub flops_context: usize,
     /// Bytes of keys and values per token of context.
     pub cache_bytes_per_token: u64,
-    /// V, H and the longest sequence.
+    /// V, rows of the embedding.
     pub vocab: usize,
     /// H.
     pub hidden: usize,
@@ -39,11 +45,11 @@ pub struct LayerDescription {
     pub layer: usize,
     /// "dense" or "moe".
     pub kind: &'static str,
-    /// E, K and the inner width, with 1 of 1 for dense.
+    /// E; 1 for dense.
     pub experts: usize,
-    /// K.
+    /// K; 1 for dense.
     pub top_k: usize,
-    /// I.
+    /// I, the inner width of an expert or of the dense MLP.
     pub intermediate: usize,
     /// Inner width of the shared experts together.
     pub shared_intermediate: usize,
@@ -51,6 +57,8 @@ pub struct LayerDescription {
     pub router: String,
     /// Parameters of the layer, attention included.
     pub parameters: u64,
+    /// Their bytes in memory (f32).
+    pub bytes: u64,
     /// Of these, those that one token meets.
     pub active_parameters: u64,
 }
@@ -83,6 +91,7 @@ pub fn describe(spec: &ModelSpec, family: &str) -> Description {
                     shared_intermediate: 0,
                     router: String::new(),
                     parameters,
+                    bytes: 4 * parameters,
                     active_parameters: parameters,
                 },
                 FfnSpec::Moe(moe) => LayerDescription {
@@ -94,34 +103,39 @@ pub fn describe(spec: &ModelSpec, family: &str) -> Description {
                     shared_intermediate: moe.shared_intermediate,
                     router: router(moe),
                     parameters,
+                    bytes: 4 * parameters,
                     active_parameters: parameters - experts + experts / moe.experts as u64 * moe.top_k as u64,
                 },
             }
         })
         .collect();
-    let parameters: u64 = defs.iter().map(|def| def.len() as u64).sum();
-    let in_layers: u64 = layers.iter().map(|l| l.parameters).sum();
-    let active: u64 = layers.iter().map(|l| l.active_parameters).sum();
-    let embedding = (spec.vocab * spec.hidden) as u64;
-    let outside = parameters - in_layers - if spec.tie_embeddings { 0 } else { embedding };
+    let counts = spec.counts();
+    let cache_bytes_per_token = 8 * (spec.layers.len() * a.kv_heads * a.head_dim) as u64;
+    let flops_context = spec.max_positions.min(2048);
     let mut attention = format!("{} heads, {} key-value heads, width {}", a.heads, a.kv_heads, a.head_dim);
     match a.qk_norm {
         QkNorm::None => {}
         QkNorm::Head => attention.push_str(", normed per head"),
         QkNorm::Full => attention.push_str(", normed over all heads"),
     }
-    if a.qkv_bias {
-        attention.push_str(", biases");
+    match (a.qkv_bias, a.out_bias) {
+        (false, false) => {}
+        (true, false) => attention.push_str(", biases on q, k, v"),
+        (false, true) => attention.push_str(", bias on the output"),
+        (true, true) => attention.push_str(", biases"),
     }
     if let Some(window) = a.window {
         let _ = write!(attention, ", window {window}");
     }
     Description {
         family: family.to_owned(),
-        parameters,
-        active_parameters: active + outside,
-        bytes: 4 * parameters,
-        cache_bytes_per_token: 8 * (spec.layers.len() * a.kv_heads * a.head_dim) as u64,
+        parameters: counts.total,
+        active_parameters: counts.active,
+        bytes: counts.bytes,
+        bytes_at_full_context: counts.bytes + cache_bytes_per_token * spec.max_positions as u64,
+        flops_per_token: spec.flops_per_token(flops_context),
+        flops_context,
+        cache_bytes_per_token,
         vocab: spec.vocab,
         hidden: spec.hidden,
         max_positions: spec.max_positions,
@@ -175,21 +189,29 @@ impl Description {
         line(
             "memory",
             format!(
-                "{}B in f32, and {}B of keys and values per token of context",
+                "{}B in f32, and {}B of keys and values per token of context: {}B at {} tokens",
                 short(self.bytes),
-                short(self.cache_bytes_per_token)
+                short(self.cache_bytes_per_token),
+                short(self.bytes_at_full_context),
+                self.max_positions
             ),
+        );
+        line(
+            "work",
+            format!("{}FLOP per token at {} tokens", short(self.flops_per_token), self.flops_context),
         );
         let head = if self.tie_embeddings { "head tied to the embedding" } else { "head of its own" };
         line("tokens", format!("vocabulary {}, up to {} positions, {head}", self.vocab, self.max_positions));
         line("width", self.hidden.to_string());
         line("attention", self.attention.clone());
-        let _ =
-            writeln!(out, "\nlayer  kind   experts  top-k  width  shared  parameters      active  router");
+        let _ = writeln!(
+            out,
+            "\nlayer  kind   experts  top-k  width  shared  parameters      active     bytes  router"
+        );
         for l in &self.layers {
             let _ = writeln!(
                 out,
-                "{:>5}  {:<5}  {:>7}  {:>5}  {:>5}  {:>6}  {:>10}  {:>10}  {}",
+                "{:>5}  {:<5}  {:>7}  {:>5}  {:>5}  {:>6}  {:>10}  {:>10}  {:>8}  {}",
                 l.layer,
                 l.kind,
                 l.experts,
@@ -198,9 +220,30 @@ impl Description {
                 l.shared_intermediate,
                 short(l.parameters),
                 short(l.active_parameters),
+                short(l.bytes),
                 l.router
             );
         }
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::test_spec;
+
+    #[test]
+    fn a_description_counts_what_the_specification_counts() {
+        for seed in 0..300 {
+            let spec = test_spec(seed);
+            let (description, counts) = (describe(&spec, "senmon"), spec.counts());
+            let total: u64 = param_defs(&spec).iter().map(|def| def.len() as u64).sum();
+            assert_eq!((description.parameters, counts.total), (total, total), "{spec:?}");
+            let outside = (spec.hidden + spec.vocab * spec.hidden) as u64;
+            let layers: u64 = description.layers.iter().map(|l| l.active_parameters).sum();
+            assert_eq!(counts.active, layers + outside, "{spec:?}");
+            assert!(description.table().lines().count() > spec.layers.len());
+        }
     }
 }

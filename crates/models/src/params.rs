@@ -7,6 +7,7 @@
 use crate::spec::{FfnSpec, MlpSpec, ModelSpec, QkNorm};
 use senmon_moe::rng::Stream;
 use senmon_moe::router;
+use std::collections::HashMap;
 
 /// What a parameter is to an optimiser.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,7 +121,7 @@ pub fn param_defs(spec: &ModelSpec) -> Vec<ParamDef> {
                 add(name("experts.gate_up"), &[e, pre(&moe.expert), h], Weight, normal);
                 add(name("experts.down"), &[e, h, moe.expert.intermediate], Weight, normal);
                 if moe.shared_intermediate > 0 {
-                    let shared = MlpSpec { intermediate: moe.shared_intermediate, ..moe.expert.clone() };
+                    let shared = moe.shared();
                     add(name("shared.gate_up"), &[pre(&shared), h], Weight, normal);
                     add(name("shared.down"), &[h, shared.intermediate], Weight, normal);
                 }
@@ -149,10 +150,11 @@ pub const MLP_NAMES: MoeNames = MoeNames { block: "mlp", expert: ["gate_proj", "
 /// The tensors of a checkpoint, each with its place.
 pub fn parts(spec: &ModelSpec, names: MoeNames) -> Vec<Part> {
     let defs = param_defs(spec);
-    let index = |name: &str| defs.iter().position(|def| def.name == name);
+    let index: HashMap<&str, usize> =
+        defs.iter().enumerate().map(|(index, def)| (def.name.as_str(), index)).collect();
     let mut parts = Vec::new();
     let mut add = |tensor: String, shape: &[usize], param: &str, offset: usize| {
-        if let Some(param) = index(param) {
+        if let Some(&param) = index.get(param) {
             parts.push(Part { tensor, shape: shape.to_vec(), param, offset });
         }
     };
@@ -196,7 +198,7 @@ pub fn parts(spec: &ModelSpec, names: MoeNames) -> Vec<Part> {
                     let prefix = format!("{}.experts.{e}", names.block);
                     mlp(&prefix, names.expert, ["experts.gate_up", "experts.down"], &moe.expert, e);
                 }
-                let shared = MlpSpec { intermediate: moe.shared_intermediate, ..moe.expert.clone() };
+                let shared = moe.shared();
                 let prefix = format!("{}.shared_experts", names.block);
                 mlp(&prefix, MLP_NAMES.expert, ["shared.gate_up", "shared.down"], &shared, 0);
                 add(file(&format!("{}.gate.weight", names.block)), &[moe.experts, h], &name("router"), 0);

@@ -39,9 +39,15 @@ impl Sampling {
     pub fn pick(&self, logits: &[f32], index: u64) -> Option<u32> {
         let mut order: Vec<u32> =
             (0..logits.len() as u32).filter(|i| !logits[*i as usize].is_nan()).collect();
-        let falling = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-        if self.temperature == 0.0 || order.len() < 2 {
-            return order.into_iter().min_by(falling);
+        // Not `total_cmp`: 0 and -0 are a tie.
+        let falling = |a: &u32, b: &u32| {
+            let order = logits[*b as usize].partial_cmp(&logits[*a as usize]);
+            order.unwrap_or(std::cmp::Ordering::Equal).then(a.cmp(b))
+        };
+        let first = order.iter().copied().min_by(falling)?;
+        // An infinite logit leaves no distribution to draw from.
+        if self.temperature == 0.0 || logits[first as usize].is_infinite() {
+            return Some(first);
         }
         if self.top_k > 0 && self.top_k < order.len() {
             order.select_nth_unstable_by(self.top_k - 1, falling);
@@ -104,7 +110,14 @@ mod tests {
         let greedy = Sampling { temperature: 0.0, ..Sampling::default() };
         assert_eq!(greedy.pick(&[0.0, 2.0, f32::NAN, 2.0], 0), Some(1));
         assert_eq!(greedy.pick(&[f32::NAN], 0), None);
+        assert_eq!(greedy.pick(&[], 0), None);
+        assert_eq!(greedy.pick(&[-0.0, 0.0], 0), Some(0));
         assert_eq!(Sampling::default().pick(&[f32::NEG_INFINITY, 1.0], 5), Some(1));
+        for i in 0..50 {
+            assert_eq!(Sampling::default().pick(&[0.0, f32::INFINITY, 1.0], i), Some(1));
+            assert_eq!(Sampling::default().pick(&[f32::NEG_INFINITY; 3], i), Some(0));
+            assert_eq!(Sampling { temperature: 1e-40, ..Sampling::default() }.pick(&[0.0, 1.0], i), Some(1));
+        }
         assert!(Sampling { top_p: 0.0, ..Sampling::default() }.validate().is_err());
         assert!(Sampling { temperature: f32::NAN, ..Sampling::default() }.validate().is_err());
     }

@@ -116,6 +116,28 @@ pub struct SpecialTokens {
 
 /// Greatest size of anything in a specification: what is greater is a broken file, not a model.
 const LIMIT: usize = 1 << 24;
+/// Greatest number of layers.
+const MAX_LAYERS: usize = 10_000;
+/// Greatest number of experts in a layer: a routing trace keeps an expert in 16 bits, and 65535 is an empty slot.
+const MAX_EXPERTS: usize = 65_534;
+/// Greatest number of experts in all layers: each is three tensors of a checkpoint, listed one by one.
+const MAX_EXPERTS_IN_ALL: usize = 1 << 22;
+/// Greatest number of parameters: sizes in bytes stay far from overflow.
+const MAX_PARAMETERS: u128 = 1 << 45;
+
+/// What a model has and costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Parameters, each counted once (a tied head is the embedding), selection biases included.
+    pub total: u64,
+    /// Parameters that one token meets: norms, attention, router, K of E experts, shared experts, last norm and head. The
+    /// embedding table is not among them, since a token reads one row of it; a head tied to it is.
+    pub active: u64,
+    /// Parameters of the embedding table, V · H.
+    pub embedding: u64,
+    /// Bytes of all parameters in f32.
+    pub bytes: u64,
+}
 
 impl ModelSpec {
     /// Checks that the parts fit together.
@@ -131,12 +153,14 @@ impl ModelSpec {
             ("heads", a.heads),
             ("kv_heads", a.kv_heads),
             ("head_dim", a.head_dim),
-            ("layers", self.layers.len()),
         ];
         for (field, value) in sizes {
             if value == 0 || value > LIMIT {
                 return refuse(field, &value, "must be from 1 to 16777216");
             }
+        }
+        if self.layers.is_empty() || self.layers.len() > MAX_LAYERS {
+            return refuse("layers", &self.layers.len(), &format!("must be from 1 to {MAX_LAYERS}"));
         }
         if !a.heads.is_multiple_of(a.kv_heads) {
             return refuse("kv_heads", &a.kv_heads, &format!("must divide heads = {}", a.heads));
@@ -156,6 +180,7 @@ impl ModelSpec {
         if !(self.init_std.is_finite() && self.init_std >= 0.0) {
             return refuse("init_std", &self.init_std, "must be 0 or more");
         }
+        let mut experts = 0;
         for (l, layer) in self.layers.iter().enumerate() {
             let width = |field: &str, value: usize| match value {
                 0 => refuse(&format!("layer {l}: {field}"), &value, "must be 1 or more"),
@@ -165,16 +190,96 @@ impl ModelSpec {
             match layer {
                 FfnSpec::Dense(mlp) => width("intermediate", mlp.intermediate)?,
                 FfnSpec::Moe(moe) => {
-                    width("experts", moe.experts)?;
+                    if moe.experts == 0 || moe.experts > MAX_EXPERTS {
+                        let expected = format!("must be from 1 to {MAX_EXPERTS}");
+                        return refuse(&format!("layer {l}: experts"), &moe.experts, &expected);
+                    }
+                    experts += moe.experts;
+                    if experts > MAX_EXPERTS_IN_ALL {
+                        let expected = format!("must be at most {MAX_EXPERTS_IN_ALL} in all layers");
+                        return refuse("experts", &experts, &expected);
+                    }
                     width("the experts' intermediate", moe.expert.intermediate)?;
                     if moe.shared_intermediate > LIMIT {
                         width("shared_intermediate", moe.shared_intermediate)?;
+                    }
+                    if !(moe.router.init_scale.is_finite() && moe.router.init_scale >= 0.0) {
+                        let field = format!("layer {l}: router.init_scale");
+                        return refuse(&field, &moe.router.init_scale, "must be 0 or more");
                     }
                     senmon_moe::router::build(&moe.router, moe.experts, moe.top_k)?;
                 }
             }
         }
+        let total = self.parameters_and_active().0;
+        if total > MAX_PARAMETERS {
+            return refuse("parameters", &total, &format!("must be at most {MAX_PARAMETERS}"));
+        }
         Ok(())
+    }
+
+    /// Parameters and bytes of a model that is valid.
+    pub fn counts(&self) -> Counts {
+        let (total, active) = self.parameters_and_active();
+        let total = total as u64;
+        Counts {
+            total,
+            active: active as u64,
+            embedding: (self.vocab * self.hidden) as u64,
+            bytes: 4 * total,
+        }
+    }
+
+    /// Floating-point operations of a forward pass per token of a sequence of `context` tokens (a multiplication and an
+    /// addition are two): all matrix products of the layers, the head, and the products of attention, averaged over the
+    /// sequence. A step of training takes three times as many.
+    pub fn flops_per_token(&self, context: usize) -> u64 {
+        let (h, a) = (self.hidden as u128, &self.attention);
+        let d = a.head_dim as u128;
+        let (q, kv) = (a.heads as u128 * d, a.kv_heads as u128 * d);
+        let context = context.clamp(1, LIMIT) as u128;
+        // Token t sees min(t + 1, window) tokens: their mean is that of a triangle and a band.
+        let window = a.window.map_or(context, |window| (window as u128).min(context));
+        let seen = window * (window + 1) / 2 + (context - window) * window;
+        let attention = 2 * (2 * h * q + 2 * h * kv) + 4 * q * seen / context;
+        let layers: u128 = self
+            .layers
+            .iter()
+            .map(|layer| match layer {
+                FfnSpec::Dense(mlp) => attention + 2 * mlp.parameters(self.hidden),
+                FfnSpec::Moe(moe) => {
+                    let met = moe.top_k as u128 * moe.expert.parameters(self.hidden)
+                        + moe.shared().parameters(self.hidden);
+                    attention + 2 * (met + h * moe.experts as u128)
+                }
+            })
+            .sum();
+        u64::try_from(layers + 2 * h * self.vocab as u128).unwrap_or(u64::MAX)
+    }
+
+    /// All parameters, and those that one token meets; each factor is checked before, so that nothing here overflows.
+    fn parameters_and_active(&self) -> (u128, u128) {
+        let (h, v, a) = (self.hidden as u128, self.vocab as u128, &self.attention);
+        let d = a.head_dim as u128;
+        let (q, kv) = (a.heads as u128 * d, a.kv_heads as u128 * d);
+        let attention = 2 * h
+            + 2 * h * q
+            + 2 * h * kv
+            + if a.qkv_bias { q + 2 * kv } else { 0 }
+            + if a.out_bias { h } else { 0 }
+            + match a.qk_norm {
+                QkNorm::None => 0,
+                QkNorm::Head => 2 * d,
+                QkNorm::Full => q + kv,
+            };
+        let head = h + v * h;
+        let (mut total, mut active) = (head + if self.tie_embeddings { 0 } else { v * h }, head);
+        for layer in &self.layers {
+            let (all, met) = layer.parameters(self.hidden);
+            total += attention + all;
+            active += attention + met;
+        }
+        (total, active)
     }
 
     /// The first MoE layer, if there is one.
@@ -183,6 +288,37 @@ impl ModelSpec {
             FfnSpec::Moe(moe) => Some(moe),
             FfnSpec::Dense(_) => None,
         })
+    }
+}
+
+impl FfnSpec {
+    /// Parameters behind the norm for a residual stream of width `hidden`: all, and those that one token meets.
+    pub fn parameters(&self, hidden: usize) -> (u128, u128) {
+        match self {
+            FfnSpec::Dense(mlp) => (mlp.parameters(hidden), mlp.parameters(hidden)),
+            FfnSpec::Moe(moe) => {
+                let (e, k) = (moe.experts as u128, moe.top_k as u128);
+                let biased = senmon_moe::router::kind(&moe.router.kind).is_ok_and(|kind| kind.selection_bias);
+                let every = e * hidden as u128 + if biased { e } else { 0 } + moe.shared().parameters(hidden);
+                let one = moe.expert.parameters(hidden);
+                (every + e * one, every + k * one)
+            }
+        }
+    }
+}
+
+impl MlpSpec {
+    /// Parameters for a residual stream of width `hidden`.
+    pub fn parameters(&self, hidden: usize) -> u128 {
+        let matrices = if self.gated { 3 } else { 2 };
+        matrices * hidden as u128 * self.intermediate as u128
+    }
+}
+
+impl MoeSpec {
+    /// The shared experts together, as one MLP; of width 0 when there are none.
+    pub fn shared(&self) -> MlpSpec {
+        MlpSpec { intermediate: self.shared_intermediate, ..self.expert.clone() }
     }
 }
 
@@ -233,5 +369,106 @@ pub(crate) fn test_spec(seed: u64) -> ModelSpec {
             })
             .collect(),
         tokens: SpecialTokens::default(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A specification that is valid and plain.
+    fn plain() -> ModelSpec {
+        let mlp = MlpSpec { intermediate: 12, activation: Activation::Silu, gated: true };
+        let mut spec = test_spec(0);
+        spec.vocab = 100;
+        spec.hidden = 16;
+        spec.tie_embeddings = false;
+        spec.attention = AttentionSpec {
+            heads: 4,
+            kv_heads: 2,
+            head_dim: 8,
+            qkv_bias: false,
+            out_bias: false,
+            qk_norm: QkNorm::None,
+            window: None,
+            rope_theta: 1e4,
+        };
+        let moe = MoeSpec {
+            experts: 8,
+            top_k: 2,
+            expert: mlp.clone(),
+            shared_intermediate: 5,
+            router: RouterConfig::default(),
+        };
+        spec.layers = vec![FfnSpec::Dense(mlp), FfnSpec::Moe(moe)];
+        spec
+    }
+
+    #[test]
+    fn counts_and_work_by_hand() {
+        let spec = plain();
+        let counts = spec.counts();
+        // Norms, q and out, k and v.
+        let attention = 2 * 16 + 2 * 16 * 32 + 2 * 16 * 16;
+        let (dense, every) = (3 * 16 * 12, 8 * 16 + 3 * 16 * 5);
+        assert_eq!(counts.embedding, 1600);
+        assert_eq!(counts.total, 2 * attention + dense + every + 8 * dense + 16 + 2 * 1600);
+        assert_eq!(counts.active, 2 * attention + dense + every + 2 * dense + 16 + 1600);
+        assert_eq!(counts.bytes, 4 * counts.total);
+        // The norms are no products; a token of three sees two on average, 2 · 2 · 32 operations each.
+        let products = counts.active - 2 * 2 * 16 - 16;
+        assert_eq!(spec.flops_per_token(3), 2 * products + 2 * 2 * 4 * 32);
+        let mut windowed = spec.clone();
+        windowed.attention.window = Some(1);
+        assert_eq!(windowed.flops_per_token(3), 2 * products + 2 * 4 * 32);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let check = |change: &dyn Fn(&mut ModelSpec), expected: &[&str]| {
+            let mut spec = plain();
+            change(&mut spec);
+            let text = spec.validate().unwrap_err().to_string();
+            assert!(expected.iter().all(|part| text.contains(part)), "{text}: {expected:?}");
+        };
+        fn moe(spec: &mut ModelSpec, change: impl FnOnce(&mut MoeSpec)) {
+            if let FfnSpec::Moe(moe) = &mut spec.layers[1] {
+                change(moe);
+            }
+        }
+        plain().validate().unwrap();
+        check(&|s| s.vocab = 0, &["vocab = 0"]);
+        check(&|s| s.hidden = usize::MAX, &["hidden"]);
+        check(&|s| s.layers.clear(), &["layers = 0"]);
+        check(&|s| s.attention.kv_heads = 3, &["kv_heads = 3", "heads = 4"]);
+        check(&|s| s.attention.head_dim = 7, &["head_dim = 7", "even"]);
+        check(&|s| s.attention.window = Some(0), &["window = 0"]);
+        check(&|s| s.attention.rope_theta = -1.0, &["rope_theta = -1"]);
+        check(&|s| s.norm_eps = f64::NAN, &["norm_eps = NaN"]);
+        check(&|s| moe(s, |m| m.top_k = 9), &["top_k = 9", "8 experts"]);
+        check(&|s| moe(s, |m| m.experts = 70_000), &["layer 1: experts = 70000", "65534"]);
+        check(&|s| moe(s, |m| m.expert.intermediate = 0), &["layer 1", "intermediate = 0"]);
+        check(&|s| moe(s, |m| m.router.groups = 3), &["groups = 3", "8"]);
+        check(&|s| moe(s, |m| m.router.kind = "topk".into()), &["topk", "topk_pre"]);
+        check(&|s| moe(s, |m| m.router.init_scale = f64::INFINITY), &["init_scale"]);
+    }
+
+    #[test]
+    fn sizes_that_overflow_are_refused() {
+        let mut spec = plain();
+        let huge = MlpSpec { intermediate: LIMIT, activation: Activation::Silu, gated: true };
+        (spec.hidden, spec.vocab, spec.attention.heads, spec.attention.kv_heads) =
+            (LIMIT, LIMIT, LIMIT, LIMIT);
+        spec.attention.head_dim = LIMIT;
+        let moe = MoeSpec {
+            experts: 400,
+            top_k: 400,
+            expert: huge,
+            shared_intermediate: LIMIT,
+            router: RouterConfig::default(),
+        };
+        spec.layers = vec![FfnSpec::Moe(moe); MAX_LAYERS];
+        assert!(spec.validate().unwrap_err().to_string().contains("parameters = "));
+        assert_eq!(spec.flops_per_token(usize::MAX), u64::MAX);
     }
 }

@@ -37,7 +37,13 @@ impl Json {
         self.value.get(key).filter(|value| !value.is_null())
     }
 
-    fn typed<T>(&self, key: &str, kind: &str, read: impl FnOnce(&Value) -> Option<T>) -> Result<Option<T>> {
+    /// The value of a key by its reader; an error where it is not `kind`.
+    pub fn typed<T>(
+        &self,
+        key: &str,
+        kind: &str,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>> {
         match self.get(key) {
             None => Ok(None),
             Some(value) => match read(value) {
@@ -47,6 +53,7 @@ impl Json {
         }
     }
 
+    /// The value, or an error that the key is missing.
     fn required<T>(&self, key: &str, value: Option<T>) -> Result<T> {
         value.ok_or_else(|| self.error(format!("{key} is missing")))
     }
@@ -88,7 +95,7 @@ impl Json {
     }
 
     /// The token ids of a key: one, several or none.
-    fn tokens(&self, key: &str) -> Result<Vec<u32>> {
+    pub fn tokens(&self, key: &str) -> Result<Vec<u32>> {
         let one = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
         let read = |v: &Value| match v {
             Value::Array(all) => all.iter().map(one).collect(),
@@ -110,21 +117,57 @@ impl Json {
         }
     }
 
-    /// θ of the rotary positions, wherever this version of the file has it; scalings are refused.
+    /// θ of the rotary positions, wherever this version of the file has it; scalings are refused. As in transformers, what
+    /// `rope_scaling` says goes before `rope_parameters`, and both before a `rope_theta` of its own.
     fn rope_theta(&self, default: f64) -> Result<f64> {
-        let plain = |scaling: &Value| {
-            let kind = scaling.get("rope_type").or_else(|| scaling.get("type")).and_then(Value::as_str);
-            kind.is_none_or(|kind| kind == "default")
+        let whole = |v: &Value| v.as_f64() == Some(1.0);
+        let plain = |rope: &Value| {
+            let Some(rope) = rope.as_object() else { return false };
+            let kind = rope.get("rope_type").or_else(|| rope.get("type"));
+            match kind.filter(|kind| !kind.is_null()) {
+                Some(kind) if kind.as_str() != Some("default") => return false,
+                // Anything but θ without a type is a scaling of some kind.
+                None if rope
+                    .keys()
+                    .any(|key| !matches!(key.as_str(), "rope_theta" | "rope_type" | "type")) =>
+                {
+                    return false;
+                }
+                _ => {}
+            }
+            // Tables within are per kind of layer.
+            rope.get("partial_rotary_factor").is_none_or(whole) && !rope.values().any(Value::is_object)
         };
         self.refuse_unless("rope_scaling", plain)?;
         self.refuse_unless("rope_parameters", plain)?;
-        self.refuse_unless("partial_rotary_factor", |v| v.as_f64() == Some(1.0))?;
-        match self.get("rope_parameters").and_then(|p| p.get("rope_theta")) {
-            Some(theta) => theta
-                .as_f64()
-                .ok_or_else(|| self.error(format!("rope_parameters.rope_theta = {theta} is not a number"))),
-            None => self.f64_or("rope_theta", default),
+        self.refuse_unless("partial_rotary_factor", whole)?;
+        for table in ["rope_scaling", "rope_parameters"] {
+            if let Some(theta) = self.get(table).and_then(|rope| rope.get("rope_theta")) {
+                let wrong = || self.error(format!("{table}.rope_theta = {theta} is not a number"));
+                return theta.as_f64().ok_or_else(wrong);
+            }
         }
+        self.f64_or("rope_theta", default)
+    }
+
+    /// A whole number under the first of its names; an error if two of them say different numbers.
+    pub fn usize_as(&self, names: [&str; 2]) -> Result<usize> {
+        match (self.maybe_usize(names[0])?, self.maybe_usize(names[1])?) {
+            (Some(a), Some(b)) if a != b => {
+                Err(self.error(format!("{} = {a} and {} = {b} are the same thing", names[0], names[1])))
+            }
+            (a, b) => self.required(names[0], a.or(b)),
+        }
+    }
+
+    /// Key-value heads: as many as heads when the key is null; when it is absent, what the family's class in transformers
+    /// takes, or, with `None`, as many as heads.
+    fn kv_heads(&self, heads: usize, absent: Option<usize>) -> Result<usize> {
+        let default = match self.value.get("num_key_value_heads") {
+            None => absent.unwrap_or(heads),
+            Some(_) => heads,
+        };
+        Ok(self.maybe_usize("num_key_value_heads")?.unwrap_or(default))
     }
 
     /// The non-linearity.
@@ -147,11 +190,13 @@ impl Json {
     }
 
     /// The parts of a Llama-like decoder; the layers are still to come.
-    pub fn decoder(&self, qk_norm: QkNorm, window: Option<usize>, rope_theta: f64) -> Result<ModelSpec> {
+    pub fn decoder(&self, qk_norm: QkNorm, window: Option<usize>, defaults: Defaults) -> Result<ModelSpec> {
+        self.refuse_unless("quantization_config", |_| false)?;
         let (hidden, heads) = (self.usize("hidden_size")?, self.usize("num_attention_heads")?);
         let bias = self.bool_or("attention_bias", false)?;
         let head_dim = match self.maybe_usize("head_dim")? {
             Some(head_dim) => head_dim,
+            None if defaults.head_dim.is_some() => defaults.head_dim.unwrap_or_default(),
             None if heads > 0 && hidden.is_multiple_of(heads) => hidden / heads,
             None => return Err(self.error(format!("num_attention_heads = {heads} does not divide hidden_size = {hidden}, and head_dim is missing"))),
         };
@@ -164,13 +209,13 @@ impl Json {
             init_std: self.f64_or("initializer_range", 0.02)?,
             attention: AttentionSpec {
                 heads,
-                kv_heads: self.maybe_usize("num_key_value_heads")?.unwrap_or(heads),
+                kv_heads: self.kv_heads(heads, defaults.kv_heads)?,
                 head_dim,
                 qkv_bias: bias,
                 out_bias: bias,
                 qk_norm,
                 window,
-                rope_theta: self.rope_theta(rope_theta)?,
+                rope_theta: self.rope_theta(defaults.rope_theta)?,
             },
             layers: Vec::new(),
             tokens: SpecialTokens {
@@ -184,30 +229,87 @@ impl Json {
     /// Puts the layers in and checks the whole.
     pub fn finish(&self, mut spec: ModelSpec, layer: impl Fn(usize) -> FfnSpec) -> Result<ModelSpec> {
         let count = self.usize("num_hidden_layers")?;
-        if count == 0 || count > 100_000 {
-            return Err(self.error(format!("num_hidden_layers = {count} is not from 1 to 100000")));
+        if count == 0 || count > 10_000 {
+            return Err(self.error(format!("num_hidden_layers = {count} is not from 1 to 10000")));
         }
         spec.layers = (0..count).map(layer).collect();
-        spec.validate().map_err(|e| self.error(e.to_string()))?;
+        spec.validate().map_err(|e| match e {
+            ModelError::Spec { field, value, expected } => {
+                let key =
+                    KEYS.iter().find(|(of_spec, _)| *of_spec == field).map_or(field.as_str(), |(_, key)| key);
+                self.error(format!("{key} = {value}: {expected}"))
+            }
+            other => self.error(other.to_string()),
+        })?;
         Ok(spec)
     }
 
-    /// The window that all layers have, or an error where layers differ.
-    pub fn uniform_window(&self, key: &str) -> Result<Option<usize>> {
-        let mixed = |v: &Value| {
-            let kinds: std::collections::BTreeSet<_> =
-                v.as_array().into_iter().flatten().map(Value::to_string).collect();
-            kinds.len() <= 1
+    /// The window that all layers have, or an error where layers differ. Where the file has no `layer_types`, layers from
+    /// `max_window_layers` on have the window; `window` and `first` are what the two keys are when absent.
+    pub fn uniform_window(&self, window: usize, first: usize) -> Result<Option<usize>> {
+        let absent = |key: &str| !self.value.as_object().is_some_and(|map| map.contains_key(key));
+        let width = match self.maybe_usize("sliding_window")? {
+            None if absent("sliding_window") => Some(window),
+            width => width,
         };
-        self.refuse_unless("layer_types", mixed)?;
-        let full = self.get("layer_types").and_then(Value::as_array).and_then(|kinds| kinds.first());
-        match full.and_then(Value::as_str) {
-            Some("full_attention") => Ok(None),
-            Some("sliding_attention") | None => self.maybe_usize(key),
-            Some(other) => Err(self.error(format!("layer_types has \"{other}\", which is not supported"))),
+        let layers = self.usize("num_hidden_layers")?;
+        let sliding: Vec<bool> = match self.get("layer_types") {
+            None => {
+                let first = self.maybe_usize("max_window_layers")?.unwrap_or(first);
+                (0..layers).map(|l| width.is_some() && l >= first).collect()
+            }
+            Some(kinds) => {
+                let kinds = kinds.as_array().filter(|kinds| kinds.len() == layers);
+                let wrong = || self.error(format!("layer_types is not a list of {layers} kinds of layers"));
+                let one = |kind: &Value| match kind.as_str() {
+                    Some("full_attention") => Ok(false),
+                    Some("sliding_attention") => Ok(true),
+                    _ => Err(self.error(format!("layer_types has {kind}, which is not supported"))),
+                };
+                kinds.ok_or_else(wrong)?.iter().map(one).collect::<Result<_>>()?
+            }
+        };
+        match (sliding.iter().any(|s| *s), sliding.iter().all(|s| *s)) {
+            (false, _) => Ok(None),
+            (true, true) if width.is_some() => Ok(width),
+            (true, true) => Err(self.error("layer_types has sliding_attention, and sliding_window is null")),
+            (true, false) => Err(self.error(
+                "layer_types, or sliding_window with max_window_layers, gives only some layers a window, which is not \
+                 supported",
+            )),
         }
     }
 }
+
+/// What a family's class in transformers takes for keys that are absent.
+#[derive(Clone, Copy, Debug)]
+pub struct Defaults {
+    /// θ of the rotary positions.
+    pub rope_theta: f64,
+    /// `num_key_value_heads`; `None`: as many as heads.
+    pub kv_heads: Option<usize>,
+    /// `head_dim`; `None`: `hidden_size / num_attention_heads`.
+    pub head_dim: Option<usize>,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self { rope_theta: 10_000.0, kv_heads: None, head_dim: None }
+    }
+}
+
+/// Fields of a specification that `config.json` names otherwise.
+const KEYS: &[(&str, &str)] = &[
+    ("vocab", "vocab_size"),
+    ("hidden", "hidden_size"),
+    ("max_positions", "max_position_embeddings"),
+    ("heads", "num_attention_heads"),
+    ("kv_heads", "num_key_value_heads"),
+    ("layers", "num_hidden_layers"),
+    ("window", "sliding_window"),
+    ("norm_eps", "rms_norm_eps"),
+    ("init_std", "initializer_range"),
+];
 
 /// The name of an activation in `hidden_act`.
 fn hidden_act(activation: Activation) -> &'static str {

@@ -1,18 +1,19 @@
 //! `dots1` (dots.llm1, 2506.05767): sigmoid scores with a bias for the selection, groups, shared experts, the first layers
 //! dense, norms of each query and key head.
 
-use super::common::{Json, expect_decoder, same_dense, same_moe, with, write_decoder};
+use super::common::{Defaults, Json, expect_decoder, same_dense, same_moe, with, write_decoder};
 use crate::error::Result;
 use crate::spec::{FfnSpec, ModelSpec, MoeSpec, QkNorm};
 use senmon_moe::RouterConfig;
 use serde_json::{Value, json};
 
 pub(super) fn read(json: &Json) -> Result<ModelSpec> {
-    let spec = json.decoder(QkNorm::Head, json.uniform_window("sliding_window")?, 10_000.0)?;
+    let window = json.uniform_window(4096, 62)?;
+    let spec = json.decoder(QkNorm::Head, window, Defaults { kv_heads: Some(32), ..Defaults::default() })?;
     let expert = json.mlp("moe_intermediate_size")?;
     let shared = json.maybe_usize("n_shared_experts")?.unwrap_or(0);
     let moe = MoeSpec {
-        experts: json.usize("n_routed_experts")?,
+        experts: json.usize_as(["n_routed_experts", "num_local_experts"])?,
         top_k: json.usize("num_experts_per_tok")?,
         shared_intermediate: shared.saturating_mul(expert.intermediate),
         expert,

@@ -1,13 +1,13 @@
 //! `llama` (Llama 2 and 3 without scaled positions, 2307.09288): every layer dense.
 
-use super::common::{Json, expect_decoder, same_dense, same_moe, with, write_decoder};
+use super::common::{Defaults, Json, expect_decoder, same_dense, same_moe, with, write_decoder};
 use crate::error::Result;
 use crate::spec::{FfnSpec, ModelSpec, QkNorm};
 use serde_json::{Value, json};
 
 pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     json.refuse_unless("mlp_bias", |v| v.as_bool() == Some(false))?;
-    let spec = json.decoder(QkNorm::None, None, 10_000.0)?;
+    let spec = json.decoder(QkNorm::None, None, Defaults::default())?;
     let mlp = json.mlp("intermediate_size")?;
     json.finish(spec, |_| FfnSpec::Dense(mlp.clone()))
 }

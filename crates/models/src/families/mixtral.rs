@@ -1,6 +1,8 @@
 //! `mixtral` (Mixtral 8x7B, 2401.04088): every layer MoE, softmax over the picked logits.
 
-use super::common::{Json, expect_decoder, same_dense, same_moe, softmax_normalized, with, write_decoder};
+use super::common::{
+    Defaults, Json, expect_decoder, same_dense, same_moe, softmax_normalized, with, write_decoder,
+};
 use crate::error::Result;
 use crate::params::MoeNames;
 use crate::spec::{FfnSpec, ModelSpec, MoeSpec, QkNorm};
@@ -9,10 +11,12 @@ use serde_json::{Value, json};
 
 pub(super) const NAMES: MoeNames = MoeNames { block: "block_sparse_moe", expert: ["w1", "w3", "w2"] };
 
+const DEFAULTS: Defaults = Defaults { rope_theta: 1e6, kv_heads: Some(8), head_dim: None };
+
 pub(super) fn read(json: &Json) -> Result<ModelSpec> {
-    let spec = json.decoder(QkNorm::None, json.maybe_usize("sliding_window")?, 1e6)?;
+    let spec = json.decoder(QkNorm::None, json.maybe_usize("sliding_window")?, DEFAULTS)?;
     let moe = MoeSpec {
-        experts: json.usize("num_local_experts")?,
+        experts: json.usize_as(["num_local_experts", "num_experts"])?,
         top_k: json.usize("num_experts_per_tok")?,
         expert: json.mlp("intermediate_size")?,
         shared_intermediate: 0,

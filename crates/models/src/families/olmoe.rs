@@ -1,6 +1,8 @@
 //! `olmoe` (OLMoE-1B-7B, 2409.02060): every layer MoE, norms over all queries and over all keys, weights normalised or not.
 
-use super::common::{Json, expect_decoder, same_dense, same_moe, softmax_normalized, with, write_decoder};
+use super::common::{
+    Defaults, Json, expect_decoder, same_dense, same_moe, softmax_normalized, with, write_decoder,
+};
 use crate::error::Result;
 use crate::spec::{FfnSpec, ModelSpec, MoeSpec, QkNorm};
 use senmon_moe::RouterConfig;
@@ -8,9 +10,9 @@ use serde_json::{Value, json};
 
 pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     json.refuse_unless("clip_qkv", |_| false)?;
-    let spec = json.decoder(QkNorm::Full, None, 10_000.0)?;
+    let spec = json.decoder(QkNorm::Full, None, Defaults::default())?;
     let moe = MoeSpec {
-        experts: json.usize("num_experts")?,
+        experts: json.usize_as(["num_experts", "num_local_experts"])?,
         top_k: json.usize("num_experts_per_tok")?,
         expert: json.mlp("intermediate_size")?,
         shared_intermediate: 0,

@@ -1,13 +1,14 @@
 //! `qwen3` (the dense Qwen3 models, 2505.09388): every layer dense, norms of each query and key head.
 
-use super::common::{Json, expect_decoder, same_dense, same_moe, with, write_decoder};
+use super::common::{Defaults, Json, expect_decoder, same_dense, same_moe, with, write_decoder};
 use crate::error::Result;
 use crate::spec::{FfnSpec, ModelSpec, QkNorm};
 use serde_json::{Value, json};
 
 pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     json.refuse_unless("use_sliding_window", |v| v.as_bool() == Some(false))?;
-    let spec = json.decoder(QkNorm::Head, None, 10_000.0)?;
+    let defaults = Defaults { kv_heads: Some(32), head_dim: Some(128), ..Defaults::default() };
+    let spec = json.decoder(QkNorm::Head, None, defaults)?;
     let mlp = json.mlp("intermediate_size")?;
     json.finish(spec, |_| FfnSpec::Dense(mlp.clone()))
 }
