@@ -463,3 +463,58 @@ fn write_json(path: &Path, json: &Value) -> Result<()> {
     let text = format!("{json:#}\n");
     write_whole(path, |w| w.write_all(text.as_bytes()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::params::initial_values;
+    use crate::spec::test_spec;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap();
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn shards_come_back_and_leave_with_the_next_save() {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = test_spec(4);
+        let values = initial_values(&spec, 1);
+        let slices: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
+        let whole = ["config.json", "generation_config.json", "model.safetensors"];
+        save(folder.path(), &spec, &slices, "auto").unwrap();
+        assert_eq!(names(folder.path()), whole);
+        // A single file of another model would be read instead of the shards; shards of another number beside them.
+        for bytes in [500, 1, 2000] {
+            save_in_shards(folder.path(), &spec, &slices, "auto", bytes).unwrap();
+            let found = names(folder.path());
+            assert!(found.iter().any(|name| name == INDEX) && !found.iter().any(|name| name == whole[2]));
+            let shards = found.iter().filter(|name| name.contains("-of-")).count();
+            let last = format!("model-{shards:05}-of-{shards:05}.safetensors");
+            assert!(shards > 1 && found.contains(&last), "{found:?}");
+            assert_eq!(load(folder.path()).unwrap().params, values);
+        }
+        std::fs::write(folder.path().join("notes.safetensors"), "mine").unwrap();
+        save(folder.path(), &spec, &slices, "auto").unwrap();
+        assert_eq!(names(folder.path()), [&whole[..], &["notes.safetensors"]].concat());
+        assert_eq!(load(folder.path()).unwrap().params, values);
+    }
+
+    #[test]
+    fn values_that_are_not_the_models_are_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let spec = test_spec(4);
+        let values = initial_values(&spec, 1);
+        let mut slices: Vec<&[f32]> = values.iter().map(Vec::as_slice).collect();
+        slices[0] = &values[0][1..];
+        assert!(save(folder.path(), &spec, &slices, "auto").is_err());
+        assert!(save(folder.path(), &spec, &slices[1..], "auto").is_err());
+        slices[0] = &values[0];
+        let text = save(folder.path(), &spec, &slices, "lama").unwrap_err().to_string();
+        assert!(text.contains("lama") && text.contains("llama"), "{text}");
+        assert!(names(folder.path()).is_empty());
+    }
+}
