@@ -52,20 +52,17 @@ impl Sampling {
         if self.top_k > 0 && self.top_k < order.len() {
             order.select_nth_unstable_by(self.top_k - 1, falling);
             order.truncate(self.top_k);
+            order.sort_unstable_by(falling);
         }
-        order.sort_unstable_by(falling);
-        let greatest = logits[order[0] as usize];
-        let mut weights: Vec<f64> = order
-            .iter()
-            .map(|i| (f64::from(logits[*i as usize] - greatest) / f64::from(self.temperature)).exp())
-            .collect();
-        let total: f64 = weights.iter().sum();
-        let mut kept = 0.0;
-        let enough = weights.iter().position(|w| {
-            kept += w / total;
-            kept >= f64::from(self.top_p)
-        });
-        weights.truncate(enough.map_or(weights.len(), |last| last + 1));
+        let greatest = logits[first as usize];
+        let weight =
+            |i: &u32| (f64::from(logits[*i as usize] - greatest) / f64::from(self.temperature)).exp();
+        if self.top_p < 1.0 {
+            let enough = f64::from(self.top_p) * order.iter().map(weight).sum::<f64>();
+            let kept = nucleus(&mut order, falling, weight, enough);
+            order.truncate(kept);
+        }
+        let weights: Vec<f64> = order.iter().map(weight).collect();
         let total: f64 = weights.iter().sum();
         let unit = (Stream::new(&[self.seed, 0x7361_6d70]).bits(index) >> 11) as f64 / (1u64 << 53) as f64;
         let mut left = unit * total;
@@ -75,8 +72,36 @@ impl Sampling {
                 return Some(*token);
             }
         }
-        order.get(weights.len().saturating_sub(1)).copied()
+        // Rounding took the last bit of the sum: the last token that can come at all.
+        order.iter().zip(&weights).rev().find(|(_, weight)| **weight > 0.0).map(|(token, _)| *token)
     }
+}
+
+/// How many of the likeliest tokens weigh `enough` together; these are then the first of `order`, by falling weight. A few
+/// tokens hold most of the weight: no more of a vocabulary is sorted than it takes.
+fn nucleus(
+    order: &mut [u32],
+    falling: impl Fn(&u32, &u32) -> std::cmp::Ordering + Copy,
+    weight: impl Fn(&u32) -> f64,
+    enough: f64,
+) -> usize {
+    let (mut sorted, mut sum) = (0, 0.0);
+    while sorted < order.len() {
+        let next = (8 * sorted).max(64).min(order.len());
+        let rest = &mut order[sorted..];
+        if next - sorted < rest.len() {
+            rest.select_nth_unstable_by(next - sorted - 1, falling);
+        }
+        rest[..next - sorted].sort_unstable_by(falling);
+        for (at, token) in rest[..next - sorted].iter().enumerate() {
+            sum += weight(token);
+            if sum >= enough {
+                return sorted + at + 1;
+            }
+        }
+        sorted = next;
+    }
+    order.len()
 }
 
 #[cfg(test)]
@@ -103,6 +128,30 @@ mod tests {
         let cold = counts(&Sampling { temperature: 0.5, ..all.clone() }, &logits);
         assert!((cold[3] as f64 / 20_000.0 - 16.0 / 30.0).abs() < 0.015);
         assert_eq!(counts(&all, &logits), counts(&all, &logits));
+    }
+
+    #[test]
+    fn a_nucleus_is_that_of_a_vocabulary_sorted_whole() {
+        for (tokens, distinct) in [(1, 9), (63, 9), (64, 1000), (65, 1000), (513, 5), (5000, 100_000)] {
+            let stream = Stream::new(&[tokens]);
+            let weights: Vec<f64> = (0..tokens).map(|i| (1 + stream.bits(i) % distinct) as f64).collect();
+            let falling =
+                |a: &u32, b: &u32| weights[*b as usize].total_cmp(&weights[*a as usize]).then(a.cmp(b));
+            let mut whole: Vec<u32> = (0..tokens as u32).collect();
+            whole.sort_by(falling);
+            let total: f64 = weights.iter().sum();
+            for p in [0.0, 0.01, 0.5, 0.9, 0.999, 1.0, 2.0] {
+                let mut order: Vec<u32> = (0..tokens as u32).rev().collect();
+                let kept = nucleus(&mut order, falling, |i| weights[*i as usize], p * total);
+                let mut sum = 0.0;
+                let enough = |i: &u32| {
+                    sum += weights[*i as usize];
+                    sum >= p * total
+                };
+                assert_eq!(kept, whole.iter().position(enough).map_or(whole.len(), |last| last + 1));
+                assert_eq!(order[..kept], whole[..kept], "{tokens} {p}");
+            }
+        }
     }
 
     #[test]

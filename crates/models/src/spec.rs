@@ -419,8 +419,9 @@ mod tests {
         let products = counts.active - 2 * 2 * 16 - 16;
         assert_eq!(spec.flops_per_token(3), 2 * products + 2 * 2 * 4 * 32);
         let mut windowed = spec.clone();
-        windowed.attention.window = Some(1);
-        assert_eq!(windowed.flops_per_token(3), 2 * products + 2 * 4 * 32);
+        windowed.attention.window = Some(2);
+        // 1 + 2 + 2 + 2 tokens seen by four.
+        assert_eq!(windowed.flops_per_token(4), 2 * products + 2 * 4 * 32 * 7 / 4);
     }
 
     #[test]

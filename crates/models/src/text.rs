@@ -255,6 +255,9 @@ mod tests {
         assert_eq!(stream(&bytes(), &[], &tokens, &["OP", "STOP"]).0.concat(), "one ");
         assert_eq!(stream(&bytes(), &[], &of("x漢字y"), &["字"]).0.concat(), "x漢");
         assert_eq!(stream(&bytes(), &[], &tokens, &[""]).0.concat(), "one STOP two");
+        // The first that is whole counts, whether its text comes in one token or in five.
+        assert_eq!(stream(&bytes(), &[], &of("Hello"), &["Hello", "e"]).0.concat(), "H");
+        assert_eq!(stream(&sentencepiece(), &[], &[1], &["Hello", "e"]).0.concat(), "H");
         // Overlapping its own beginning.
         assert_eq!(stream(&bytes(), &[], &of("aaab"), &["aab"]).0.concat(), "a");
     }

@@ -146,6 +146,73 @@ fn every_family_comes_back_with_the_same_bits() {
     }
 }
 
+/// Round trips would not see two names exchanged: here each tensor is followed to the rows that the decoder takes it for.
+#[test]
+fn tensors_lie_where_the_decoder_takes_them_from() {
+    // H = 8, I = 6 (experts) and 10 (dense), two heads and one key-value head of width 4, 4 experts.
+    let attention = [
+        ("self_attn.q_proj.weight", "qkv", 0),
+        ("self_attn.k_proj.weight", "qkv", 8 * 8),
+        ("self_attn.v_proj.weight", "qkv", 12 * 8),
+        ("self_attn.o_proj.weight", "out", 0),
+        ("input_layernorm.weight", "attn_norm", 0),
+        ("post_attention_layernorm.weight", "ffn_norm", 0),
+    ];
+    let normed = [("self_attn.q_norm.weight", "q_norm", 0), ("self_attn.k_norm.weight", "k_norm", 0)];
+    let expert = 3 * 12 * 8;
+    let experts = [
+        ("mlp.gate.weight", "router", 0),
+        ("mlp.experts.3.gate_proj.weight", "experts.gate_up", expert),
+        ("mlp.experts.3.up_proj.weight", "experts.gate_up", expert + 6 * 8),
+        ("mlp.experts.3.down_proj.weight", "experts.down", 3 * 8 * 6),
+    ];
+    let dense = [
+        ("mlp.gate_proj.weight", "gate_up", 0),
+        ("mlp.up_proj.weight", "gate_up", 10 * 8),
+        ("mlp.down_proj.weight", "down", 0),
+    ];
+    let mixtral = [
+        ("block_sparse_moe.gate.weight", "router", 0),
+        ("block_sparse_moe.experts.3.w1.weight", "experts.gate_up", expert),
+        ("block_sparse_moe.experts.3.w3.weight", "experts.gate_up", expert + 6 * 8),
+        ("block_sparse_moe.experts.3.w2.weight", "experts.down", 3 * 8 * 6),
+    ];
+    let dots = [
+        ("mlp.gate.e_score_correction_bias", "router_bias", 0),
+        ("mlp.shared_experts.gate_proj.weight", "shared.gate_up", 0),
+        ("mlp.shared_experts.up_proj.weight", "shared.gate_up", 12 * 8),
+        ("mlp.shared_experts.down_proj.weight", "shared.down", 0),
+    ];
+    for (family, layer, places) in [
+        ("mixtral", 1, [&attention[..], &mixtral].concat()),
+        ("olmoe", 1, [&attention[..], &normed, &experts].concat()),
+        ("qwen3_moe", 2, [&attention[..], &normed, &experts].concat()),
+        ("qwen3_moe", 1, [&attention[..], &normed, &dense].concat()),
+        ("dots1", 1, [&attention[..], &normed, &experts, &dots].concat()),
+        ("dots1", 0, [&attention[..], &normed, &dense].concat()),
+        ("llama", 1, [&attention[..], &dense].concat()),
+        ("qwen3", 1, [&attention[..], &normed, &dense].concat()),
+    ] {
+        let (dir, spec) = (tempfile::tempdir().unwrap(), spec(family));
+        let values = save(dir.path(), &spec);
+        let bytes = fs::read(dir.path().join("model.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let follow = |tensor: &str, param: &str, offset: usize| {
+            let view = file.tensor(tensor).unwrap_or_else(|_| panic!("{family}: no {tensor}"));
+            let found: Vec<f32> =
+                view.data().as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            let param = param_defs(&spec).iter().position(|def| def.name == param).unwrap();
+            assert_eq!(found, values[param][offset..][..found.len()], "{family}: {tensor}");
+        };
+        for (tensor, param, offset) in places {
+            follow(&format!("model.layers.{layer}.{tensor}"), &format!("layers.{layer}.{param}"), offset);
+        }
+        follow("model.embed_tokens.weight", "embed", 0);
+        follow("model.norm.weight", "final_norm", 0);
+        follow("lm_head.weight", "head", 0);
+    }
+}
+
 #[test]
 fn half_precision_is_widened() {
     for dtype in [Dtype::F16, Dtype::BF16] {

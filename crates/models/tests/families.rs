@@ -85,6 +85,11 @@ fn configurations_come_back_and_say_what_the_family_implies() {
     assert_eq!(router("qwen3_moe"), ("topk_pre".into(), true, 1.0, 1, 1));
     assert_eq!(router("dots1"), ("sigmoid_bias".into(), true, 2.5, 2, 1));
     assert_eq!(read(&base("dots1")).unwrap().first_moe().unwrap().shared_intermediate, 16);
+    for (name, normalize) in [("dots1", false), ("olmoe", true), ("qwen3_moe", false)] {
+        let spec = with(name, json!({ "norm_topk_prob": normalize })).unwrap();
+        assert_eq!(spec.first_moe().unwrap().router.normalize, normalize, "{name}");
+        assert_eq!(config_json(&spec, name).unwrap().1["norm_topk_prob"], normalize, "{name}");
+    }
 }
 
 #[test]
@@ -127,6 +132,7 @@ fn rotary_positions_of_both_versions() {
         ("rope_parameters", json!({ "rope_theta": "big" })),
         ("rope_parameters", json!({ "rope_theta": 1e4, "partial_rotary_factor": 0.5 })),
         ("rope_parameters", json!({ "full_attention": { "rope_type": "default", "rope_theta": 1e4 } })),
+        ("rope_parameters", json!({ "rope_type": "default", "full_attention": { "rope_theta": 1e6 } })),
         ("partial_rotary_factor", json!(0.25)),
         ("rope_theta", json!("10000")),
         ("rope_theta", json!(-1.0)),
