@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 
 /// A small model in the layout of that family.
 fn spec(family: &str) -> ModelSpec {
@@ -467,10 +468,19 @@ proptest! {
     /// Any bytes anywhere: an error or a model, never a panic, never memory that the files do not have.
     #[test]
     fn damaged_files_do_not_panic(at in any::<prop::sample::Index>(), bytes: [u8; 3], config: bool) {
+        const FILES: [&str; 2] = ["model.safetensors", "config.json"];
+        // Saved once: a save waits for the disk.
+        static WHOLE: LazyLock<[Vec<u8>; 2]> = LazyLock::new(|| {
+            let dir = tempfile::tempdir().unwrap();
+            save(dir.path(), &spec("dots1"));
+            FILES.map(|name| fs::read(dir.path().join(name)).unwrap())
+        });
         let dir = tempfile::tempdir().unwrap();
-        save(dir.path(), &spec("dots1"));
-        let path = dir.path().join(if config { "config.json" } else { "model.safetensors" });
-        let mut file = fs::read(&path).unwrap();
+        for (name, bytes) in FILES.iter().zip(&*WHOLE) {
+            fs::write(dir.path().join(name), bytes).unwrap();
+        }
+        let path = dir.path().join(FILES[usize::from(config)]);
+        let mut file = WHOLE[usize::from(config)].clone();
         // The header is what has a structure to break.
         let end = if config { file.len() } else { file.len().min(6000) };
         let at = at.index(end);
