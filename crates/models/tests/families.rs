@@ -149,6 +149,7 @@ fn rotary_positions_of_both_versions() {
 fn keys_that_change_the_maths_are_refused_by_name() {
     for (name, key, value) in [
         ("olmoe", "clip_qkv", json!(8.0)),
+        ("olmoe", "sliding_window", json!(16)),
         ("llama", "mlp_bias", json!(true)),
         ("qwen3", "use_sliding_window", json!(true)),
         ("llama", "hidden_act", json!("gelu_new")),

@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     json.refuse_unless("clip_qkv", |_| false)?;
+    // No key of the family, but transformers 5 hands it to the attention where it is there.
+    json.refuse_unless("sliding_window", |_| false)?;
     let spec = json.decoder(QkNorm::Full, None, Defaults::default())?;
     let moe = MoeSpec {
         experts: json.usize_as(["num_experts", "num_local_experts"])?,
