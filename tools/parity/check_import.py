@@ -1,0 +1,98 @@
+"""Makes checkpoints of every family with transformers, and compares `senmon logits` with transformers on 256 tokens.
+
+Each configuration of families.py, at sizes that no golden file has, weights of standard deviation 0.2. The oracle is put to the
+test as well: a checkpoint with two experts swapped, or with another normalisation of the picked weights, must fail.
+Exit 0 if all is as it should be.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+import families
+import senmon
+
+TOKENS = 256
+PICK = 1e-5  # smallest gap between a picked expert and one that was not: below it, rounding alone decides
+# The keys that say how picked weights are normalised; for mixtral, which always does, another number of experts per token.
+NORMALISATION = "norm_topk_prob"
+
+
+def make(case, folder, tries):
+    """A checkpoint without near-ties: (model, tokens [256], logits [256, V])."""
+    cfg = families.config(case, "import")
+    for seed in range(tries):
+        model = families.build(cfg, seed)
+        tokens = torch.randint(0, cfg.vocab_size, (TOKENS,), generator=torch.Generator().manual_seed(seed))
+        logits, routing = families.forward(model, tokens)
+        if families.margins(model, routing)[0] >= PICK:
+            model.save_pretrained(folder)
+            return model, tokens, logits
+    raise SystemExit(f"{case}: none of {tries} seeds is free of near-ties")
+
+
+def swap_experts(folder):
+    """Exchanges experts 0 and 1 of the last MoE layer."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    last = max(name for name in tensors if ".experts.0." in name).split(".experts.")[0]
+    for name in [name for name in tensors if name.startswith(f"{last}.experts.0.")]:
+        other = name.replace(".experts.0.", ".experts.1.")
+        tensors[name], tensors[other] = tensors[other], tensors[name]
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def flip_normalisation(folder):
+    """Says the opposite about the picked experts' weights."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config[NORMALISATION] = not config[NORMALISATION]
+    path.write_text(json.dumps(config))
+
+
+def mutations(case):
+    """(name, function) of what must be noticed."""
+    if families.family(case) in ("llama", "qwen3"):
+        return []
+    found = [("two experts swapped", swap_experts)]
+    if NORMALISATION in families.config(case, "import").to_dict():
+        found.append(("normalisation flipped", flip_normalisation))
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", action="append", choices=list(families.CASES), help="only these")
+    parser.add_argument("--tries", type=int, default=200, help="seeds to try for each case")
+    senmon.add_binary(parser)
+    args = parser.parse_args()
+    torch.set_num_threads(2)
+    bad = 0
+    for case in args.case or families.CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            folder = Path(folder)
+            _, tokens, reference = make(case, folder, args.tries)
+            off = senmon.difference(senmon.logits(args.senmon, folder, tokens), reference)
+            good = off <= senmon.BOUND
+            bad += not good
+            print(f"{'ok' if good else 'FAILED'}: {case}: {off:.1e} of the largest logit {reference.abs().max():.2f}", flush=True)
+            before = {name: (folder / name).read_bytes() for name in ("config.json", "model.safetensors")}
+            for name, mutate in mutations(case):
+                mutate(folder)
+                off = senmon.difference(senmon.logits(args.senmon, folder, tokens), reference)
+                noticed = off > 10 * senmon.BOUND
+                bad += not noticed
+                print(f"{'ok' if noticed else 'FAILED'}: {case}, {name}: {off:.1e}, must be noticed", flush=True)
+                for name, content in before.items():
+                    (folder / name).write_bytes(content)
+    print(f"{bad} failed" if bad else "all as transformers has it")
+    sys.exit(bad > 0)
+
+
+if __name__ == "__main__":
+    main()
