@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, logging
+from transformers import AutoModelForCausalLM, logging
 
+import families
 import senmon
 
 
@@ -35,14 +36,6 @@ def draw(folder, vocab, count, seed):
     return torch.randint(0, vocab, (count,), generator=torch.Generator().manual_seed(seed))
 
 
-@torch.no_grad()
-def compare(binary, folder, tokens, model=None):
-    """(difference relative to the largest logit, largest logit) of Senmon and transformers."""
-    model = model or load(folder)
-    reference = model(input_ids=tokens[None], use_cache=False).logits[0].float()
-    return senmon.difference(senmon.logits(binary, folder, tokens), reference), reference.abs().max().item()
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run folder, or any model in Hugging Face layout")
@@ -53,7 +46,6 @@ def main():
     args = parser.parse_args()
     torch.set_num_threads(2)
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     if not args.run.is_dir():
         raise SystemExit(f"{args.run} is not a folder")
     model = load(args.run)
@@ -62,11 +54,12 @@ def main():
     else:
         count = min(args.count, model.config.max_position_embeddings)
         tokens = draw(args.run, model.config.vocab_size, count, args.seed)
-    off, largest = compare(args.senmon, args.run, tokens, model)
+    reference, routing = families.forward(model, tokens)
+    off = senmon.difference(senmon.logits(args.senmon, args.run, tokens), reference)
     good = off <= senmon.BOUND
-    kind = AutoConfig.from_pretrained(args.run).model_type
-    print(f"{'ok' if good else 'FAILED'}: {args.run} as {kind}, {len(tokens)} tokens: largest difference {off:.1e} of the "
-          f"largest logit {largest:.3f} (bound {senmon.BOUND:.0e})")
+    gap = "" if good else f"; the closest choice of experts was decided by {families.margins(model, routing)[0]:.1e}"
+    print(f"{'ok' if good else 'FAILED'}: {args.run} as {model.config.model_type}, {len(tokens)} tokens: largest difference "
+          f"{off:.1e} of the largest logit {reference.abs().max():.3f} (bound {senmon.BOUND:.0e}){gap}")
     sys.exit(not good)
 
 
