@@ -80,7 +80,7 @@ def main():
         model, tensors, report = made
         folder = args.out / case
         model.save_pretrained(folder)
-        save_file(tensors, folder / "golden.safetensors", metadata={"case": case, "seed": str(seed)})
+        save_file(tensors, folder / "golden.safetensors", metadata={"seed": str(seed)})  # one key: their order is random
         again, info = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
         assert not any(info.values()), info
