@@ -62,6 +62,16 @@ impl Dataset {
     /// Bad values and paths, no text, a rule file or tokenizer that is not one, a text that cannot be split, a cache that
     /// cannot be written; each names what and where ([`DataError`]).
     pub fn open(config: &DataConfig, cache_dir: &Path, progress: &dyn Progress) -> Result<Dataset> {
+        Self::open_with(config, cache_dir, progress, SHARD_BYTES)
+    }
+
+    /// [`Dataset::open`] with shards of another size, so that tests reach many shards with little text.
+    fn open_with(
+        config: &DataConfig,
+        cache_dir: &Path,
+        progress: &dyn Progress,
+        shard_bytes: u64,
+    ) -> Result<Dataset> {
         config.validate()?;
         // A tokenizer that is not one is told before minutes of reading.
         let given = config.tokenizer.as_deref().map(TextTokenizer::from_file).transpose()?;
@@ -93,7 +103,7 @@ impl Dataset {
             Some(tokenizer) => tokenizer,
             None => trained_tokenizer(&corpus, &config.column, &order, config.vocab, cache_dir, progress)?,
         };
-        let shards_key = shards_key(&corpus, &order, &tokenizer);
+        let shards_key = shards_key(&corpus, &order, &tokenizer, shard_bytes);
         let key = whole_key(&corpus, &domains, &split.held_out, shards_key);
         let (overlap, overlap_sampled) =
             cached_overlap(&corpus, &config.column, &split.held_out, cache_dir, progress)?;
@@ -135,8 +145,14 @@ impl Dataset {
         }
         let corpus = Arc::new(corpus);
         let folder = cache_dir.join("tokens").join(shards_key.to_hex().as_str());
-        let shards =
-            Shards::new(folder, Arc::clone(&corpus), config.column.clone(), tokenizer.clone(), &order)?;
+        let shards = Shards::new(
+            folder,
+            Arc::clone(&corpus),
+            config.column.clone(),
+            tokenizer.clone(),
+            &order,
+            shard_bytes,
+        )?;
         let column = config.column.clone();
         let key = key.to_hex().to_string();
         Ok(Dataset { report, tokenizer, domains: domains.names, key, column, corpus, held_out, shards })
@@ -332,9 +348,14 @@ fn drop_straddlers(corpus: &mut Corpus, domains: &mut Domains, held_out: &mut Ve
 }
 
 /// Names the shards: the documents in order with their domains, the tokenizer, and how shards are cut.
-fn shards_key(corpus: &Corpus, order: &[(u32, u16)], tokenizer: &TextTokenizer) -> blake3::Hash {
+fn shards_key(
+    corpus: &Corpus,
+    order: &[(u32, u16)],
+    tokenizer: &TextTokenizer,
+    shard_bytes: u64,
+) -> blake3::Hash {
     let mut hasher = blake3::Hasher::new();
-    hasher.update(b"senmon-tokens-1").update(&SHARD_BYTES.to_le_bytes());
+    hasher.update(b"senmon-tokens-1").update(&shard_bytes.to_le_bytes());
     hasher.update(tokenizer.key().as_bytes());
     for &(document, domain) in order {
         hasher.update(&corpus.documents[document as usize].hash).update(&domain.to_le_bytes());
@@ -454,3 +475,6 @@ fn cached_overlap(
     cache::write_whole(&path, |out| Ok(serde_json::to_writer(out, &Overlap { overlap, sampled })?))?;
     Ok((overlap, sampled))
 }
+
+#[cfg(test)]
+mod tests;

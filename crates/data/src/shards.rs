@@ -153,18 +153,19 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shards {
-    /// Lays out `order` (documents and their domains, in training order) as shards of equal size in `folder`.
+    /// Lays out `order` (documents and their domains, in training order) as shards of about `shard_bytes` of text in `folder`.
     pub(crate) fn new(
         folder: PathBuf,
         corpus: Arc<Corpus>,
         column: String,
         tokenizer: TextTokenizer,
         order: &[(u32, u16)],
+        shard_bytes: u64,
     ) -> Result<Self> {
         cache::folder(&folder)?;
         let bytes_of = |d: u32| corpus.documents[d as usize].bytes;
         let total: u64 = order.iter().map(|&(d, _)| bytes_of(d)).sum();
-        let count = ((total as f64 / SHARD_BYTES as f64).round() as u64).max(1);
+        let count = ((total as f64 / shard_bytes as f64).round() as u64).max(1);
         let mut documents: Vec<Vec<(u32, u16)>> = Vec::new();
         let (mut sum, mut last) = (0u64, None);
         for &(document, domain) in order {

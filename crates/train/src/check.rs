@@ -180,7 +180,7 @@ impl RunConfig {
                 t.sequence, self.model.max_positions
             )));
         }
-        if t.steps.is_none() && t.tokens.is_none() && t.minutes.is_none() {
+        if t.steps.is_none() && t.tokens.is_none() && t.minutes.is_none() && t.batches.is_none() {
             return Err(TrainError::Conflict(
                 "the run has no end: set train.steps, train.tokens or train.minutes".into(),
             ));

@@ -196,6 +196,12 @@ pub struct TrainConfig {
     pub save_every: u64,
     /// Checkpoints kept, the newest ones.
     pub keep: usize,
+    /// The model that the run starts from, a folder in Hugging Face layout; left out, it starts from random weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
+    /// Trains on just the batches of this file ([`crate::trainer::ReplaySource`]) rather than on text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batches: Option<PathBuf>,
 }
 
 /// The layouts of `model.family`.
@@ -270,6 +276,8 @@ impl Default for TrainConfig {
             eval_tokens: 65_536,
             save_every: 250,
             keep: 3,
+            init: None,
+            batches: None,
         }
     }
 }
@@ -361,7 +369,7 @@ impl RunConfig {
         }
     }
 
-    /// Makes the paths in `[data]` absolute, so that the run can be resumed from any folder.
+    /// Makes all paths absolute, so that the run can be resumed from any folder.
     pub fn make_paths_absolute(&mut self) -> Result<()> {
         let absolute = |path: &mut PathBuf| {
             *path = std::path::absolute(&*path).map_err(TrainError::io("find", path.clone()))?;
@@ -369,6 +377,7 @@ impl RunConfig {
         };
         self.data.paths.iter_mut().try_for_each(absolute)?;
         self.data.tokenizer.iter_mut().try_for_each(absolute)?;
+        self.train.init.iter_mut().chain(&mut self.train.batches).try_for_each(absolute)?;
         if let DomainRule::File(path) = &mut self.data.domains {
             absolute(path)?;
         }

@@ -129,6 +129,9 @@ pub enum TrainError {
     /// An MoE layer cannot be built, or failed.
     #[error(transparent)]
     Moe(#[from] senmon_moe::MoeError),
+    /// The model cannot be built, read or written.
+    #[error(transparent)]
+    Model(#[from] senmon_models::ModelError),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -140,6 +143,7 @@ impl TrainError {
     pub fn is_users_mistake(&self) -> bool {
         match self {
             TrainError::Data(e) => e.is_users_mistake(),
+            TrainError::Model(e) => e.is_users_mistake(),
             TrainError::NonFinite { .. }
             | TrainError::Moe(_)
             | TrainError::Tensor(_)

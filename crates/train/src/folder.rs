@@ -20,6 +20,10 @@ const LOCK: &str = ".lock";
 const CHECKPOINTS: &str = "checkpoints";
 const PREFIX: &str = "step-";
 const UNFINISHED: &str = ".tmp";
+/// Begins the name of a file that is about to take its place in the run folder.
+pub(crate) const PUBLISHING: &str = ".publishing-";
+/// Begins the name of a file that is being written.
+const WRITING: &str = ".writing-";
 
 /// A run folder that this process alone writes to.
 #[derive(Debug)]
@@ -112,9 +116,17 @@ impl RunFolder {
         RunConfig::from_toml(&path.display().to_string(), &text)
     }
 
-    /// Gives the folder up before anything was written, as if it had never been taken.
+    /// Gives the folder of a run up that failed before its first step, as if it had never been taken: it was empty.
     pub fn abandon(self) {
-        let _ = fs::remove_file(self.root.join(LOCK));
+        let _ = fs::remove_dir_all(self.root.join(CHECKPOINTS));
+        for name in names(&self.root).unwrap_or_default() {
+            // What a checkpoint shows here, and no other.
+            let model = name.starts_with("model") && (name.ends_with(".safetensors") || name.ends_with(".index.json"));
+            let ours = [CONFIG, METRICS, LOCK, "config.json", "generation_config.json"].contains(&name.as_str());
+            if model || ours || name.starts_with("tokenizer") || name.starts_with(PUBLISHING) {
+                let _ = fs::remove_file(self.root.join(name));
+            }
+        }
         if self.made {
             // Only an empty folder goes.
             let _ = fs::remove_dir(&self.root);
@@ -169,6 +181,12 @@ impl RunFolder {
             if name.starts_with(PREFIX) && name.ends_with(UNFINISHED) {
                 let path = folder.join(name);
                 fs::remove_dir_all(&path).map_err(TrainError::io("remove", &path))?;
+            }
+        }
+        for name in names(&self.root)? {
+            if name.starts_with(PUBLISHING) || name.starts_with(WRITING) {
+                let path = self.root.join(name);
+                fs::remove_file(&path).map_err(TrainError::io("remove", &path))?;
             }
         }
         Ok(())
@@ -230,7 +248,7 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let failed = || TrainError::io("write", path);
     let mut file = tempfile::Builder::new()
-        .prefix(".writing-")
+        .prefix(WRITING)
         .permissions_like_created()
         .tempfile_in(parent)
         .map_err(failed())?;

@@ -6,7 +6,9 @@ use std::path::Path;
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use toml::{Table, Value};
 
-use crate::config::{Count, Ffn, RunConfig};
+use senmon_models::spec::{FfnSpec, ModelSpec};
+
+use crate::config::{Biases, Count, ExpertsConfig, Ffn, ModelConfig, RunConfig};
 use crate::error::{Result, TrainError};
 use crate::sizes::parse_size;
 
@@ -64,6 +66,27 @@ impl Layers {
             .and_then(|mut t| t.remove("value"))
             .unwrap_or_else(|| Value::String(text.to_owned()));
         self.put(&origin, name.trim(), value, wrong)
+    }
+
+    /// Over the presets and under every file: what a given model is made of, as far as a configuration can say it.
+    pub fn model(mut self, spec: &ModelSpec, family: &str) -> Result<Self> {
+        self.files.insert(0, describe(spec, family)?);
+        Ok(self)
+    }
+
+    /// A key of one of these tables that a file or `--set` names, `table.key`, other than those of `except`.
+    pub fn says(&self, tables: &[&str], except: &[&str]) -> Option<String> {
+        self.files.iter().chain([&self.set]).find_map(|layer| {
+            tables.iter().find_map(|table| {
+                let keys = layer.get(*table)?.as_table()?.keys();
+                keys.map(|key| format!("{table}.{key}")).find(|name| !except.contains(&name.as_str()))
+            })
+        })
+    }
+
+    /// The value of one key, `table.key`, as a file or `--set` gives it; `--set` wins.
+    pub fn text(&self, table: &str, key: &str) -> Option<String> {
+        [&self.set].into_iter().chain(self.files.iter().rev()).find_map(|layer| text(layer, table, key))
     }
 
     /// The value of one key, `table.key`, over all files: for flags such as `--minutes`.
@@ -134,6 +157,10 @@ fn follow(base: &mut Table, user: &Table) {
     if ENDS.iter().any(|end| said("train", end)) {
         remove(base, "train", ENDS);
     }
+    // Batches from a file are the whole run.
+    if said("train", "batches") && !ENDS.iter().any(|end| said("train", end)) {
+        remove(base, "train", ENDS);
+    }
     if said("optimizer", "lr") {
         remove(base, "schedule", &["min_lr"]);
     }
@@ -179,6 +206,77 @@ fn follow(base: &mut Table, user: &Table) {
         put(base, "experts", "top_k", Value::Integer(1));
     }
 }
+
+/// The tables that say a model, as far as they can: layers in no regular pattern are said as if they were all alike.
+fn describe(spec: &ModelSpec, family: &str) -> Result<Table> {
+    let mut config = RunConfig::default();
+    let a = &spec.attention;
+    config.model = ModelConfig {
+        family: family.to_owned(),
+        layers: spec.layers.len(),
+        hidden: spec.hidden,
+        heads: a.heads,
+        kv_heads: a.kv_heads,
+        head_dim: a.head_dim,
+        vocab: Some(spec.vocab),
+        max_positions: spec.max_positions,
+        norm_eps: spec.norm_eps,
+        tie_embeddings: spec.tie_embeddings,
+        qk_norm: a.qk_norm,
+        biases: match (a.qkv_bias, a.out_bias) {
+            (false, _) => Biases::None,
+            (true, false) => Biases::Qkv,
+            (true, true) => Biases::All,
+        },
+        rope_theta: a.rope_theta,
+        window: a.window,
+        ffn: if spec.first_moe().is_some() { Ffn::Moe } else { Ffn::Dense },
+        intermediate: None,
+        ..config.model
+    };
+    let dense = spec.layers.iter().find_map(|layer| match layer {
+        FfnSpec::Dense(mlp) => Some(mlp),
+        FfnSpec::Moe(_) => None,
+    });
+    config.model.intermediate = dense.map(|mlp| mlp.intermediate);
+    if let Some(mlp) = dense {
+        (config.experts.activation, config.experts.gated) = (mlp.activation, mlp.gated);
+    }
+    if let Some(moe) = spec.first_moe() {
+        config.router = moe.router.clone();
+        config.experts = ExpertsConfig {
+            count: Count::Same(moe.experts),
+            top_k: moe.top_k,
+            intermediate: moe.expert.intermediate,
+            shared: moe.shared_intermediate.div_ceil(moe.expert.intermediate.max(1)),
+            activation: moe.expert.activation,
+            gated: moe.expert.gated,
+            ..config.experts
+        };
+        let is_moe: Vec<bool> = spec.layers.iter().map(|l| matches!(l, FfnSpec::Moe(_))).collect();
+        let patterns = (1..=is_moe.len()).flat_map(|every| (0..is_moe.len()).map(move |first| (first, every)));
+        let fits = |&(first, every): &(usize, usize)| {
+            is_moe.iter().enumerate().all(|(l, moe)| *moe == (l >= first && (l + 1).is_multiple_of(every)))
+        };
+        if let Some((first_dense, every)) = { patterns }.find(fits) {
+            (config.experts.first_dense, config.experts.every) = (first_dense, every);
+            let counts: Vec<usize> = spec.layers.iter().filter_map(|layer| match layer {
+                FfnSpec::Moe(moe) => Some(moe.experts),
+                FfnSpec::Dense(_) => None,
+            }).collect();
+            if counts.iter().any(|count| *count != moe.experts) {
+                config.experts.count = Count::PerLayer(counts);
+            }
+        }
+    }
+    let mut all = to_table(&config)?;
+    all.retain(|table, _| MODEL_TABLES.iter().any(|name| *name == table));
+    remove(&mut all, "model", &["preset"]);
+    Ok(all)
+}
+
+/// The tables that say what a model is.
+pub const MODEL_TABLES: &[&str] = &["model", "experts", "router"];
 
 /// What a family has only one way of, so that naming it is enough.
 fn family_defaults(family: &str) -> Table {
@@ -346,6 +444,8 @@ fn template() -> Table {
     config.train.steps = Some(1);
     config.train.tokens = Some(1);
     config.train.minutes = Some(0.5);
+    config.train.init = Some("model".into());
+    config.train.batches = Some("batches.safetensors".into());
     config.data.tokenizer = Some("tokenizer.json".into());
     to_table(&config).unwrap_or_default()
 }

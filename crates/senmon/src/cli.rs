@@ -1,0 +1,296 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use std::path::PathBuf;
+
+/// Trains, runs and explains Mixture-of-Experts language models on ordinary CPUs.
+#[derive(Debug, Parser)]
+#[command(name = "senmon", version, about, max_term_width = 100, after_help = "\
+Examples:
+  senmon train --data ~/.cargo/registry/src --minutes 3 --out runs/first
+  senmon generate runs/first --prompt \"pub fn \"
+  senmon inspect runs/first
+
+Results go to standard output (with --json as one JSON document), talk to standard error.
+Exit status: 0 done, 2 a mistake that you can put right, 130 ended by Ctrl-C, 1 anything else.
+SENMON_SIMD=avx512|avx2|portable lowers the instruction set.")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train a language model on text, or go on with a run
+    Train(Box<TrainArgs>),
+    /// Loss, perplexity and bits per byte of a model, in total and by domain
+    Eval(EvalArgs),
+    /// Continue a text
+    Generate(GenerateArgs),
+    /// The logits of given tokens, for comparisons with other programs
+    Logits(LogitsArgs),
+    /// What is in a model: parameters in total and active, experts, routers, memory
+    Inspect(InspectArgs),
+    /// Measure speed beside the machine's own limits
+    #[command(subcommand)]
+    Bench(Bench),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell.
+        shell: Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+/// Flags that all commands share.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Common {
+    /// Threads to compute with [default: one per core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Print the result as one JSON document
+    #[arg(long)]
+    pub json: bool,
+    /// Say nothing but the result and errors
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+/// `train`.
+#[derive(Clone, Debug, Default, Args)]
+#[command(after_help = "\
+Examples:
+  senmon train --data ~/text --minutes 10 --out runs/a            # the preset `nano`, 8 experts, 2 per token
+  senmon train --data ~/text --preset tiny --tokens 20M --out runs/b --set router.kind=sigmoid_bias
+  senmon train --data ~/text --set model.ffn=dense --steps 500 --out runs/dense
+  senmon train --resume --out runs/a --tokens 40M                 # go on, and further than planned
+  senmon train --init runs/a --data ~/notes --steps 200 --out runs/tuned
+
+A text file or folder of any kind will do; .jsonl and .parquet files have their text in --column.
+Ctrl-C saves the run and says how to go on.")]
+pub struct TrainArgs {
+    /// Files and folders with text, code, .jsonl or .parquet
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pub data: Vec<PathBuf>,
+    /// The folder of the run
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Go on with the run in --out
+    #[arg(long)]
+    pub resume: bool,
+    /// Size of the model: nano, tiny or small (1, 5, 30 million active parameters)
+    #[arg(long, value_name = "NAME", conflicts_with = "resume")]
+    pub preset: Option<String>,
+    /// A run configuration in TOML
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Set a key of the run configuration
+    #[arg(long, value_name = "TABLE.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// End after so many minutes of training
+    #[arg(long, value_name = "N")]
+    pub minutes: Option<f64>,
+    /// End after so many optimiser steps (4k, 2M, ...)
+    #[arg(long, value_name = "N")]
+    pub steps: Option<String>,
+    /// End after so many tokens (500k, 20M, ...)
+    #[arg(long, value_name = "N")]
+    pub tokens: Option<String>,
+    /// Start from a model: a folder in Hugging Face layout
+    #[arg(long, value_name = "MODEL", conflicts_with = "resume")]
+    pub init: Option<PathBuf>,
+    /// Train on just these batches, in order: tensor `tokens` [N, B, S+1] of a safetensors file
+    #[arg(long, value_name = "FILE", conflicts_with = "data")]
+    pub batches: Option<PathBuf>,
+    /// What a document's domain is: extension, folder, or a file of rules
+    #[arg(long, value_name = "RULE")]
+    pub domains: Option<String>,
+    /// The text column of .jsonl and .parquet files
+    #[arg(long, value_name = "NAME")]
+    pub column: Option<String>,
+    /// A tokenizer.json to use, rather than to train one
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Everything random follows from it
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Shared flags.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `eval`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples:
+  senmon eval runs/first                      # on the held-out part of the text it was trained on
+  senmon eval runs/first --data ~/other-text --domains folder")]
+pub struct EvalArgs {
+    /// A folder with a model
+    pub model: PathBuf,
+    /// Text to evaluate on [default: the held-out part of the run's own]
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pub data: Vec<PathBuf>,
+    /// What a document's domain is: extension, folder, or a file of rules
+    #[arg(long, value_name = "RULE", default_value = "extension")]
+    pub domains: String,
+    /// The text column of .jsonl and .parquet files
+    #[arg(long, value_name = "NAME", default_value = "text")]
+    pub column: String,
+    /// Tokens of a window [default: what the run was trained with, else 256]
+    #[arg(long, value_name = "N")]
+    pub sequence: Option<usize>,
+    /// Tokens to evaluate at most, spread over the domains (500k, 2M, ...; 0 for all)
+    #[arg(long, value_name = "N", default_value = "1M")]
+    pub max_tokens: String,
+    /// Windows at once
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub batch: usize,
+    /// Shared flags.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `generate`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples:
+  senmon generate runs/first --prompt \"pub fn \"
+  senmon generate runs/first --prompt \"# \" --max-tokens 100 --temperature 0 --stop \"\\n\\n\"")]
+pub struct GenerateArgs {
+    /// A folder with a model
+    pub model: PathBuf,
+    /// The text to continue
+    #[arg(long, short, value_name = "TEXT", default_value = "")]
+    pub prompt: String,
+    /// Tokens to add at most
+    #[arg(long, short = 'n', value_name = "N", default_value_t = 200)]
+    pub max_tokens: usize,
+    /// 0 takes the likeliest token, 1 the model's own distribution
+    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    pub temperature: f32,
+    /// Only the likeliest so many tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Only the likeliest tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    pub top_p: f32,
+    /// Everything random follows from it
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// End before this text
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+    /// Shared flags.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `logits`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Example:
+  senmon logits runs/first --tokens 5,17,3 --out logits.safetensors   # tensor `logits` [S, V] f32")]
+pub struct LogitsArgs {
+    /// A folder with a model
+    pub model: PathBuf,
+    /// Token ids, separated by commas
+    #[arg(long, value_name = "IDS", value_delimiter = ',', num_args = 1.., required = true)]
+    pub tokens: Vec<u32>,
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Shared flags.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `inspect`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "Example:\n  senmon inspect runs/first")]
+pub struct InspectArgs {
+    /// A folder with a model
+    pub model: PathBuf,
+    /// Shared flags.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `bench`.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Bench {
+    /// One MoE layer, forward and backward with gradients of weights, beside a dense twin and the machine's peak
+    #[command(after_help = "Example:\n  senmon bench layer --threads 2 --experts 8,64")]
+    Layer(BenchLayerArgs),
+    /// Training steps of a whole model, beside a dense twin and the machine's peak
+    #[command(after_help = "Example:\n  senmon bench train --threads 2 --json")]
+    Train(BenchTrainArgs),
+}
+
+/// `bench layer`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchLayerArgs {
+    /// T
+    #[arg(long, default_value_t = 4096)]
+    pub tokens: usize,
+    /// H
+    #[arg(long, default_value_t = 512)]
+    pub hidden: usize,
+    /// I, the inner width of an expert
+    #[arg(long, default_value_t = 1024)]
+    pub intermediate: usize,
+    /// E, each measured
+    #[arg(long, value_delimiter = ',', default_values_t = [8, 64])]
+    pub experts: Vec<usize>,
+    /// K
+    #[arg(long, default_value_t = 2)]
+    pub top_k: usize,
+    /// Runs of each
+    #[arg(long, default_value_t = 7)]
+    pub runs: usize,
+    /// Shared flags.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `bench train`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchTrainArgs {
+    /// H
+    #[arg(long, default_value_t = 256)]
+    pub hidden: usize,
+    /// L
+    #[arg(long, default_value_t = 4)]
+    pub layers: usize,
+    /// Heads
+    #[arg(long, default_value_t = 4)]
+    pub heads: usize,
+    /// V
+    #[arg(long, default_value_t = 4096)]
+    pub vocab: usize,
+    /// E
+    #[arg(long, default_value_t = 8)]
+    pub experts: usize,
+    /// K
+    #[arg(long, default_value_t = 2)]
+    pub top_k: usize,
+    /// I
+    #[arg(long, default_value_t = 512)]
+    pub intermediate: usize,
+    /// B
+    #[arg(long, default_value_t = 8)]
+    pub batch: usize,
+    /// S
+    #[arg(long, default_value_t = 256)]
+    pub sequence: usize,
+    /// Steps of each, after two that do not count
+    #[arg(long, default_value_t = 15)]
+    pub runs: usize,
+    /// Shared flags.
+    #[command(flatten)]
+    pub common: Common,
+}

@@ -1,0 +1,27 @@
+//! `logits`: the door for oracles.
+
+use super::print_json;
+use crate::cli::LogitsArgs;
+use crate::failure::{Failure, Result};
+use safetensors::tensor::{Dtype, TensorView};
+use senmon_models::decoder::{Decoder, Pass};
+use senmon_models::{checkpoint, files};
+
+pub(super) fn run(args: LogitsArgs) -> Result<()> {
+    let loaded = checkpoint::load(&args.model)?;
+    let vocab = loaded.spec.vocab;
+    if let Some(token) = args.tokens.iter().find(|token| **token as usize >= vocab) {
+        return Err(Failure::mistake(format!("token {token} is not in the model's vocabulary of {vocab}")));
+    }
+    let decoder = Decoder::new(&loaded.spec, loaded.params, false)?;
+    let logits = decoder.logits(&args.tokens, &mut decoder.cache(), false, &mut Pass::default())?;
+    let bytes: Vec<u8> = logits.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let view = TensorView::new(Dtype::F32, vec![args.tokens.len(), vocab], &bytes);
+    let file = view.and_then(|view| safetensors::serialize([("logits", view)], None));
+    let file = file.map_err(|e| Failure::other(e.to_string()))?;
+    files::write_whole(&args.out, |w| w.write_all(&file))?;
+    if args.common.json {
+        print_json(&serde_json::json!({ "out": args.out, "shape": [args.tokens.len(), vocab] }))?;
+    }
+    Ok(())
+}

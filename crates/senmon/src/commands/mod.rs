@@ -1,0 +1,91 @@
+//! One file a verb.
+
+mod bench;
+mod eval;
+mod generate;
+mod inspect;
+mod logits;
+mod train;
+
+use crate::cli::{Bench, Cli, Command, Common};
+use crate::failure::{Failure, Result};
+use clap::CommandFactory;
+use senmon_kernels::simd::Level;
+use std::io::Write;
+
+/// Runs a command on a pool of the threads that it asks for.
+pub fn run(cli: Cli) -> Result<()> {
+    if let Ok(name) = std::env::var("SENMON_SIMD")
+        && Level::from_name(&name).is_none()
+    {
+        return Err(Failure::mistake(format!("SENMON_SIMD={name} is not known: avx512, avx2 or portable")));
+    }
+    match cli.command {
+        Command::Train(args) => train::run(*args),
+        Command::Eval(args) => on_pool(&args.common.clone(), || eval::run(args)),
+        Command::Generate(args) => on_pool(&args.common.clone(), || generate::run(args)),
+        Command::Logits(args) => on_pool(&args.common.clone(), || logits::run(args)),
+        Command::Inspect(args) => on_pool(&args.common.clone(), || inspect::run(args)),
+        Command::Bench(Bench::Layer(args)) => on_pool(&args.common.clone(), || bench::layer(args)),
+        Command::Bench(Bench::Train(args)) => on_pool(&args.common.clone(), || bench::train(args)),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "senmon", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+        Command::Man => {
+            let mut page = Vec::new();
+            render_man(&mut page).map_err(|e| Failure::other(e.to_string()))?;
+            print(&String::from_utf8_lossy(&page))
+        }
+    }
+}
+
+/// The manual page, with a section for each verb.
+fn render_man(page: &mut Vec<u8>) -> std::io::Result<()> {
+    let mut command = Cli::command();
+    command.build();
+    clap_mangen::Man::new(command.clone()).render(page)?;
+    for verb in command.get_subcommands().filter(|verb| verb.get_name() != "help") {
+        writeln!(page, ".SH \"SENMON {}\"", verb.get_name().to_uppercase())?;
+        let man = clap_mangen::Man::new(verb.clone());
+        man.render_description_section(page)?;
+        man.render_options_section(page)?;
+        man.render_extra_section(page)?;
+    }
+    Ok(())
+}
+
+/// Runs `work` on as many threads as asked for, or one per core.
+fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> Result<R> {
+    if threads > 4096 {
+        return Err(Failure::mistake(format!("--threads {threads} is more than 4096")));
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build();
+    Ok(pool.map_err(|e| Failure::other(format!("no threads: {e}")))?.install(work))
+}
+
+fn on_pool(common: &Common, work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
+    on_threads(common.threads.unwrap_or(0), work)?
+}
+
+/// A result, to standard output; a reader that went away is no failure.
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::mistake(format!("cannot write: {e}"))),
+        _ => Ok(()),
+    }
+}
+
+/// A result as one JSON document.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Failure::other(e.to_string()))?;
+    print(&format!("{text}\n"))
+}
+
+/// A number with a suffix, or the user's mistake.
+fn size(flag: &str, text: &str) -> Result<u64> {
+    senmon_train::sizes::parse_size(text)
+        .ok_or_else(|| Failure::mistake(format!("{flag} {text} is not a number such as 4096, 4k or 2M")))
+}

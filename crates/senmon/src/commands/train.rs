@@ -1,0 +1,331 @@
+//! `train`: a run begun or gone on with, and what came of it.
+
+use super::eval::cache_folder;
+use super::generate::generate;
+use super::{on_threads, print, print_json, size};
+use crate::cli::TrainArgs;
+use crate::failure::{Failure, Result};
+use crate::ui::{DataProgress, INTERRUPTED, on_terminal, peak_memory};
+use indicatif::ProgressDrawTarget;
+use senmon_data::TextTokenizer;
+use senmon_models::checkpoint;
+use senmon_models::sampling::Sampling;
+use senmon_train::alarms::Alarm;
+use senmon_train::folder::RunFolder;
+use senmon_train::jsonl::Jsonl;
+use senmon_train::layers::{Layers, MODEL_TABLES};
+use senmon_train::observer::{Ending, Observer, Observers, StepRecord, Summary};
+use senmon_train::presets::{Footprint, footprint};
+use senmon_train::setup::{self, Setup};
+use senmon_train::tensorboard::TensorBoard;
+use senmon_train::terminal::{Terminal, duration, short};
+use senmon_train::RunConfig;
+use senmon_train::eval::EvalText;
+use std::collections::VecDeque;
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Duration;
+
+/// Steps that the load in the last table is averaged over.
+const LOAD_STEPS: usize = 50;
+/// What can be set of a model that is given: the layout to write, and noise.
+const OF_TRAINING: &[&str] = &["model.family", "router.jitter"];
+
+pub(super) fn run(args: TrainArgs) -> Result<()> {
+    crate::ui::catch_interrupts();
+    if args.resume {
+        let folder = RunFolder::resume(&args.out)?;
+        let layers = Layers::over(folder.read_config()?);
+        for (flag, given) in [("--data", !args.data.is_empty()), ("--batches", args.batches.is_some())] {
+            if given {
+                return Err(Failure::mistake(format!(
+                    "{flag} does not go with --resume: a run goes on with what it began with (to train on something else, \
+                     say --init {} --out ANOTHER)",
+                    args.out.display()
+                )));
+            }
+        }
+        let config = flags(layers, &args)?.resolve()?;
+        return on_threads(config.train.threads, move || {
+            let progress = DataProgress::new(args.common.quiet);
+            let setup = setup::resume(config, folder, &cache_folder(), &progress)?;
+            progress.done();
+            if setup.trainer.is_over() {
+                let done = &setup.trainer.progress;
+                return Err(Failure::mistake(format!(
+                    "{} is done ({} steps, {} tokens): go further by --steps, --tokens or --minutes",
+                    args.out.display(),
+                    done.step,
+                    short(done.tokens as f64)
+                )));
+            }
+            train(setup, &args)
+        })?;
+    }
+    let config = new_config(&args)?;
+    on_threads(config.train.threads, move || {
+        let progress = DataProgress::new(args.common.quiet);
+        let setup = setup::create(config, &args.out, &cache_folder(), &progress)?;
+        progress.done();
+        train(setup, &args)
+    })?
+}
+
+/// The configuration of a run that begins.
+fn new_config(args: &TrainArgs) -> Result<RunConfig> {
+    let mut layers = Layers::new();
+    if let Some(preset) = &args.preset {
+        layers = layers.preset(preset);
+    }
+    let mut layers = flags(layers, args)?;
+    if let Some(init) = layers.text("train", "init") {
+        let init = Path::new(&init);
+        if let Some(key) = layers.says(MODEL_TABLES, OF_TRAINING) {
+            return Err(Failure::mistake(format!(
+                "{key} cannot be set with --init: the model is what {} says it is",
+                init.display()
+            )));
+        }
+        let (spec, family) = checkpoint::load_spec(init)?;
+        layers = layers.model(&spec, family.name)?;
+    }
+    let config = layers.resolve()?;
+    if config.train.batches.is_none() && config.data.paths.is_empty() {
+        return Err(Failure::mistake("no text given: say --data PATH (files or folders)"));
+    }
+    Ok(config)
+}
+
+/// What flags say, over files and under nothing.
+fn flags(mut layers: Layers, args: &TrainArgs) -> Result<Layers> {
+    if let Some(file) = &args.config {
+        layers = layers.file(file)?;
+    }
+    for argument in &args.set {
+        layers = layers.set(argument)?;
+    }
+    let path = |path: &Path| path.display().to_string();
+    if !args.data.is_empty() {
+        let paths: Vec<String> = args.data.iter().map(|p| path(p)).collect();
+        layers = layers.set_value("data.paths", paths)?;
+    }
+    let paths = [("train.init", &args.init), ("train.batches", &args.batches), ("data.tokenizer", &args.tokenizer)];
+    for (key, value) in paths {
+        if let Some(value) = value {
+            layers = layers.set_value(key, path(value))?;
+        }
+    }
+    for (key, value) in [("data.domains", &args.domains), ("data.column", &args.column)] {
+        if let Some(value) = value {
+            layers = layers.set_value(key, value.as_str())?;
+        }
+    }
+    let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    for (flag, key, value) in [("--steps", "train.steps", &args.steps), ("--tokens", "train.tokens", &args.tokens)] {
+        if let Some(value) = value {
+            layers = layers.set_value(key, whole(size(flag, value)?))?;
+        }
+    }
+    if let Some(minutes) = args.minutes {
+        layers = layers.set_value("train.minutes", minutes)?;
+    }
+    for (key, value) in [("train.seed", args.seed), ("train.threads", args.common.threads.map(|n| n as u64))] {
+        if let Some(value) = value {
+            layers = layers.set_value(key, whole(value))?;
+        }
+    }
+    Ok(layers)
+}
+
+/// Trains to the end and tells what came of it.
+fn train(setup: Setup, args: &TrainArgs) -> Result<()> {
+    let Setup { mut trainer, tokenizer, report, notes } = setup;
+    let quiet = args.common.quiet;
+    if !quiet {
+        if let Some(report) = &report {
+            eprintln!("{report}");
+        }
+        for note in &notes {
+            eprintln!("note: {note}");
+        }
+    }
+    let root = trainer.folder.root().to_owned();
+    let first = trainer.progress.step;
+    let mut seen = Seen::default();
+    let mut observers = Observers::new();
+    if !quiet {
+        match on_terminal() {
+            true => observers.push(Terminal::bar(ProgressDrawTarget::stderr())),
+            false => observers.push(Terminal::lines(std::io::stderr(), Duration::from_secs(10))),
+        }
+    }
+    let metrics = trainer.folder.metrics();
+    observers.push(if first > 0 { Jsonl::resume(&metrics, first)? } else { Jsonl::create(&metrics)? });
+    observers.push(TensorBoard::create(&root)?);
+    observers.push(&mut seen);
+    let summary = trainer.run(&mut observers, &INTERRUPTED)?;
+    drop(observers);
+
+    let again = format!("senmon train --resume --out {}", args.out.display());
+    if summary.ending == Ending::Interrupted {
+        return Err(Failure::interrupted(format!(
+            "interrupted; step {} is saved, go on by: {again}",
+            summary.steps
+        )));
+    }
+    let spec = trainer.decoder.spec();
+    let cost = footprint(spec, trainer.config.train.sequence);
+    let sample = match (&tokenizer, quiet && !args.common.json) {
+        (Some(tokenizer), false) => {
+            let sampling = Sampling { temperature: 0.8, top_k: 0, top_p: 0.95, seed: trainer.config.train.seed };
+            let prompt = prompt(&trainer.eval, tokenizer)?;
+            let done = generate(&trainer.decoder, tokenizer.inner(), &prompt, 96, &sampling, &[], &mut |_| Ok(()))?;
+            Some((prompt, done.text))
+        }
+        _ => None,
+    };
+    let (family, _) = senmon_models::families::config_json(spec, &trainer.config.model.family)?;
+    if args.common.json {
+        return print_json(&serde_json::json!({
+            "out": root,
+            "family": family.name,
+            "steps": summary.steps,
+            "tokens": summary.tokens,
+            "seconds": summary.seconds,
+            "tokens_per_second": summary.tokens_per_second,
+            "loss": seen.last.as_ref().map(|last| last.loss),
+            "parameters": cost.total,
+            "active_parameters": cost.active,
+            "flops_per_token": cost.flops_per_token,
+            "peak_memory_bytes": peak_memory(),
+            "eval": summary.eval,
+            "load": seen.mean_loads().into_iter().map(|(layer, load)| serde_json::json!({
+                "layer": layer, "load": load, "cv": cv(&load),
+            })).collect::<Vec<_>>(),
+            "alarms": seen.alarms,
+            "data": report,
+            "sample": sample.map(|(prompt, text)| serde_json::json!({ "prompt": prompt, "text": text })),
+        }));
+    }
+    print(&words(&summary, &cost, &seen, family.name, &root))?;
+    if let Some((prompt, text)) = sample {
+        print(&format!("\nA sample ({prompt:?} was given):\n{prompt}{text}\n"))?;
+    }
+    if !quiet {
+        let show = args.out.display();
+        eprintln!("\nsaved in {show}; try: senmon generate {show} --prompt {:?}; go further by: {again} --tokens N", "pub fn ");
+    }
+    Ok(())
+}
+
+/// The beginning of a held-out text of the largest domain.
+fn prompt(
+    eval: &Option<(EvalText, EvalText)>,
+    tokenizer: &TextTokenizer,
+) -> Result<String> {
+    let Some((_, text)) = eval else { return Ok(String::new()) };
+    let Some((window, _)) = text.windows.iter().find(|(_, domain)| *domain == 0).or(text.windows.first()) else {
+        return Ok(String::new());
+    };
+    let text = tokenizer.decode(&window[..window.len().min(24)])?;
+    // Neither half a character nor the end of another text.
+    Ok(text.trim_matches('\u{fffd}').to_owned())
+}
+
+/// What the last table needs of the run.
+#[derive(Default)]
+struct Seen {
+    last: Option<StepRecord>,
+    /// By step, each MoE layer's number and load.
+    loads: VecDeque<Vec<(usize, Vec<f32>)>>,
+    alarms: Vec<Alarm>,
+}
+
+impl Observer for Seen {
+    fn step(&mut self, record: &StepRecord) -> senmon_train::Result<()> {
+        self.loads.push_back(record.layers.iter().map(|l| (l.layer, l.load.clone())).collect());
+        if self.loads.len() > LOAD_STEPS {
+            self.loads.pop_front();
+        }
+        self.last = Some(record.clone());
+        Ok(())
+    }
+
+    fn alarm(&mut self, alarm: &Alarm) -> senmon_train::Result<()> {
+        self.alarms.push(alarm.clone());
+        Ok(())
+    }
+}
+
+impl Seen {
+    /// Each MoE layer's load over the last steps: shares that sum to 1.
+    fn mean_loads(&self) -> Vec<(usize, Vec<f64>)> {
+        let Some(first) = self.loads.front() else { return Vec::new() };
+        let mut means: Vec<(usize, Vec<f64>)> =
+            first.iter().map(|(layer, load)| (*layer, vec![0.0; load.len()])).collect();
+        for step in &self.loads {
+            for ((_, mean), (_, load)) in means.iter_mut().zip(step) {
+                for (mean, share) in mean.iter_mut().zip(load) {
+                    *mean += f64::from(*share) / self.loads.len() as f64;
+                }
+            }
+        }
+        means
+    }
+}
+
+/// Coefficient of variation (population) of shares.
+fn cv(load: &[f64]) -> f64 {
+    let experts = load.len() as f64;
+    (load.iter().map(|share| (share * experts - 1.0).powi(2)).sum::<f64>() / experts.max(1.0)).sqrt()
+}
+
+/// The table at the end.
+fn words(summary: &Summary, cost: &Footprint, seen: &Seen, family: &str, root: &Path) -> String {
+    let mut out = String::new();
+    let time = duration(Duration::try_from_secs_f64(summary.seconds).unwrap_or_default());
+    let mut line = |what: &str, value: String| {
+        let _ = writeln!(out, "{what:<12} {value}");
+    };
+    line("run", format!("{}, readable as {family}", root.display()));
+    line(
+        "trained",
+        format!(
+            "{} steps, {} tokens in {time}, {} tokens/s",
+            summary.steps,
+            short(summary.tokens as f64),
+            short(summary.tokens_per_second)
+        ),
+    );
+    line(
+        "parameters",
+        format!("{} in total, {} active per token", short(cost.total as f64), short(cost.active as f64)),
+    );
+    if let Some(peak) = peak_memory() {
+        line("peak memory", format!("{:.2} GB", peak as f64 / 1e9));
+    }
+    if let Some(last) = &seen.last {
+        let terms: String = last.losses.iter().map(|(name, value)| format!(", {name} {value:.4}")).collect();
+        line("last step", format!("loss {:.4}{terms}", last.loss));
+    }
+    if !seen.alarms.is_empty() {
+        line("alarms", format!("{}, see metrics.jsonl", seen.alarms.len()));
+    }
+    if let Some(eval) = &summary.eval {
+        let _ = write!(out, "\nheld-out text\n{}", super::eval::table(eval));
+    }
+    let loads = seen.mean_loads();
+    if !loads.is_empty() {
+        let steps = seen.loads.len();
+        let _ = writeln!(out, "\nload of each expert in % of its layer's tokens, over the last {steps} steps");
+        let _ = writeln!(out, "layer     CV  experts");
+        for (layer, load) in loads {
+            let mut shares: String = load.iter().take(32).map(|share| format!(" {:>4.1}", 100.0 * share)).collect();
+            if load.len() > 32 {
+                let _ = write!(shares, " and {} more", load.len() - 32);
+            }
+            let _ = writeln!(out, "{layer:>5}  {:>5.3} {shares}", cv(&load));
+        }
+    }
+    out
+}

@@ -1,0 +1,339 @@
+//! How a run is put together: its folder, its text or batches, its model, its first checkpoint; or all of them as an
+//! earlier process left them.
+
+use std::path::{Path, PathBuf};
+
+use senmon_data::{DataConfig, Dataset, PAD, Progress as DataProgress, Report, TextTokenizer};
+use senmon_models::checkpoint;
+use senmon_models::decoder::Decoder;
+use senmon_models::params::initial_values;
+use senmon_models::spec::{FfnSpec, ModelSpec, SpecialTokens};
+
+use crate::alarms::{AlarmBounds, Alarms};
+use crate::config::RunConfig;
+use crate::error::{Result, TrainError};
+use crate::eval::EvalText;
+use crate::folder::{Checkpoint, RunFolder, write_whole};
+use crate::state::{self, Progress};
+use crate::step::{AdamW, MicroBatch};
+use crate::trainer::{BatchSource, ReplaySource, Trainer};
+
+const TOKENIZER: &str = "tokenizer.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+
+/// A run that is ready, and what was found on the way.
+pub struct Setup {
+    /// The run.
+    pub trainer: Trainer,
+    /// Its tokenizer, where it has text.
+    pub tokenizer: Option<TextTokenizer>,
+    /// What is in its text.
+    pub report: Option<Report>,
+    /// What the user should know, one line each.
+    pub notes: Vec<String>,
+}
+
+/// Begins a run in `out`: a folder that does not exist yet, or is empty. When it fails, nothing is left there.
+pub fn create(config: RunConfig, out: &Path, cache: &Path, progress: &dyn DataProgress) -> Result<Setup> {
+    let folder = RunFolder::create(out)?;
+    match begin(config, &folder, cache, progress) {
+        Ok(parts) => Ok(parts.with(folder)),
+        Err(e) => {
+            folder.abandon();
+            Err(e)
+        }
+    }
+}
+
+/// Goes on with the run in `folder` from its newest checkpoint; `config` is its configuration, changed where the user
+/// said so.
+pub fn resume(
+    config: RunConfig,
+    folder: RunFolder,
+    cache: &Path,
+    progress: &dyn DataProgress,
+) -> Result<Setup> {
+    let parts = match folder.newest()? {
+        Some(checkpoint) => go_on(config, &folder, &checkpoint, cache, progress)?,
+        // The process was killed before the first checkpoint.
+        None => begin(config, &folder, cache, progress)?,
+    };
+    Ok(parts.with(folder))
+}
+
+/// All of a run but its folder.
+struct Parts {
+    config: RunConfig,
+    fed: Fed,
+    decoder: Decoder,
+    adamw: AdamW,
+    progress: Progress,
+    alarms: Alarms,
+    extra: Vec<PathBuf>,
+    notes: Vec<String>,
+}
+
+impl Parts {
+    fn with(self, folder: RunFolder) -> Setup {
+        let trainer = Trainer {
+            config: self.config,
+            folder,
+            decoder: self.decoder,
+            adamw: self.adamw,
+            progress: self.progress,
+            alarms: self.alarms,
+            source: self.fed.source,
+            eval: self.fed.eval,
+            extra: self.extra,
+        };
+        Setup { trainer, tokenizer: self.fed.tokenizer, report: self.fed.report, notes: self.notes }
+    }
+}
+
+/// What a run is fed.
+struct Fed {
+    source: Box<dyn BatchSource>,
+    eval: Option<(EvalText, EvalText)>,
+    tokenizer: Option<TextTokenizer>,
+    report: Option<Report>,
+    key: String,
+}
+
+/// A new run.
+fn begin(
+    mut config: RunConfig,
+    folder: &RunFolder,
+    cache: &Path,
+    progress: &dyn DataProgress,
+) -> Result<Parts> {
+    // What is wrong with a model is told before minutes of reading text.
+    let start = config.train.init.as_deref().map(checkpoint::load).transpose()?;
+    let own = start.as_ref().and_then(|model| model.tokenizer.clone());
+    if config.data.tokenizer.is_none() && config.train.batches.is_none() {
+        if let (Some(init), None) = (&config.train.init, &own) {
+            return Err(TrainError::Conflict(format!(
+                "{} has no tokenizer.json: say --tokenizer FILE",
+                init.display()
+            )));
+        }
+        config.data.tokenizer = own.clone();
+    }
+    let limit = start.as_ref().map(|model| model.spec.vocab);
+    let fed = feed(&mut config, limit, cache, progress)?;
+    let spec = match &start {
+        Some(model) => model.spec.clone(),
+        None => config.model_spec()?,
+    };
+    let spec = complete(spec, &config, fed.tokenizer.as_ref());
+    config.make_paths_absolute()?;
+    let values = match start {
+        Some(model) => model.params,
+        None => initial_values(&spec, config.train.seed),
+    };
+    let decoder = Decoder::new(&spec, values, true)?;
+    // A layout that cannot say the model is refused now, not at the first checkpoint.
+    senmon_models::families::config_json(&spec, &config.model.family)?;
+
+    let mut extra = Vec::new();
+    let root = folder.root();
+    let written = match (&fed.tokenizer, &own) {
+        (Some(tokenizer), _) => Some((tokenizer.json().to_owned(), tokenizer_config(tokenizer, &config))),
+        (None, Some(path)) => {
+            let json = std::fs::read_to_string(path).map_err(TrainError::io("read", path))?;
+            Some((json, std::fs::read_to_string(path.with_file_name(TOKENIZER_CONFIG)).ok()))
+        }
+        (None, None) => None,
+    };
+    if let Some((json, described)) = written {
+        write_whole(&root.join(TOKENIZER), json.as_bytes())?;
+        extra.push(root.join(TOKENIZER));
+        if let Some(described) = described {
+            write_whole(&root.join(TOKENIZER_CONFIG), described.as_bytes())?;
+            extra.push(root.join(TOKENIZER_CONFIG));
+        }
+    }
+    let progress = Progress {
+        step: 0,
+        tokens: 0,
+        seconds: 0.0,
+        simd: state::simd(),
+        from_init: config.train.init.is_some(),
+        spec: spec.clone(),
+        data: fed.key.clone(),
+    };
+    let adamw = AdamW::new(&decoder);
+    let alarms = Alarms::new(AlarmBounds::default(), &config);
+    let notes = config.warnings();
+    folder.write_config(&config)?;
+    state::save(folder, &decoder, &adamw, &progress, &alarms, &config.model.family, &extra)?;
+    Ok(Parts { config, fed, decoder, adamw, progress, alarms, extra, notes })
+}
+
+/// An earlier run.
+fn go_on(
+    mut config: RunConfig,
+    folder: &RunFolder,
+    from: &Checkpoint,
+    cache: &Path,
+    progress: &dyn DataProgress,
+) -> Result<Parts> {
+    let resumed = state::load(from, |saved| {
+        let spec = if saved.from_init { saved.spec.clone() } else { config.model_spec()? };
+        Ok(ModelSpec { tokens: saved.spec.tokens.clone(), ..complete(spec, &config, None) })
+    })?;
+    let mut notes = config.warnings();
+    let tokenizer = from.path.join(TOKENIZER);
+    let given = config.data.tokenizer.clone();
+    if tokenizer.is_file() {
+        config.data.tokenizer = Some(tokenizer.clone());
+    }
+    let fed = feed(&mut config, Some(resumed.progress.spec.vocab), cache, progress)?;
+    config.data.tokenizer = given;
+    if fed.key != resumed.progress.data {
+        notes.push(
+            "the text is not what it was when this run was saved: from here it trains on what is there now".into(),
+        );
+    }
+    let simd = state::simd();
+    if resumed.progress.simd != simd {
+        notes.push(format!(
+            "this run was computed with {} and goes on with {simd}: the last bits will differ from those of a run on one of them",
+            resumed.progress.simd
+        ));
+    }
+    config.make_paths_absolute()?;
+    folder.write_config(&config)?;
+    state::publish(&from.path, folder.root())?;
+    let extra = [TOKENIZER, TOKENIZER_CONFIG].map(|name| from.path.join(name));
+    let extra = extra.into_iter().filter(|path| path.is_file()).filter_map(|path| path.file_name().map(|n| folder.root().join(n)));
+    let progress = Progress { simd, data: fed.key.clone(), ..resumed.progress };
+    let extra = extra.collect();
+    Ok(Parts { config, fed, decoder: resumed.decoder, adamw: resumed.adamw, progress, alarms: resumed.alarms, extra, notes })
+}
+
+/// Opens the text or the batches. `vocab` is the model's, where it is there already.
+fn feed(
+    config: &mut RunConfig,
+    vocab: Option<usize>,
+    cache: &Path,
+    progress: &dyn DataProgress,
+) -> Result<Fed> {
+    if let Some(path) = config.train.batches.clone() {
+        let vocab = match vocab {
+            Some(vocab) => vocab,
+            None => config.model_spec()?.vocab,
+        };
+        let source = ReplaySource::open(&path, vocab)?;
+        (config.train.batch, config.train.sequence) = source.shape();
+        config.check()?;
+        let bytes: Vec<u8> = source.tokens().iter().flat_map(|token| token.to_le_bytes()).collect();
+        let key = format!("batches {}", blake3::hash(&bytes).to_hex());
+        return Ok(Fed { source: Box::new(source), eval: None, tokenizer: None, report: None, key });
+    }
+    let data = Dataset::open(&config.data, cache, progress)?;
+    let tokens = data.tokenizer().vocab_size();
+    match vocab {
+        Some(vocab) if tokens > vocab => {
+            return Err(TrainError::Conflict(format!(
+                "{} has {tokens} tokens and the model a vocabulary of {vocab}: take the model's own tokenizer",
+                data.tokenizer().source()
+            )));
+        }
+        Some(_) => {}
+        None => config.fit_tokenizer(tokens)?,
+    }
+    let t = &config.train;
+    let eval = match config.data.holdout > 0.0 {
+        true => {
+            let some = (t.eval_tokens > 0).then_some(t.eval_tokens as usize);
+            Some((EvalText::held_out(&data, t.sequence, some)?, EvalText::held_out(&data, t.sequence, None)?))
+        }
+        false => None,
+    };
+    let (report, tokenizer) = (data.report().clone(), data.tokenizer().clone());
+    let key = data.key().to_owned();
+    let source = Windows { data, batch: t.batch, sequence: t.sequence, seed: t.seed };
+    // Text that is too short for a window is told now.
+    source.micro_batch(0)?;
+    Ok(Fed { source: Box::new(source), eval, tokenizer: Some(tokenizer), report: Some(report), key })
+}
+
+/// What only the tokenizer and the training part of the configuration know of a model.
+fn complete(mut spec: ModelSpec, config: &RunConfig, tokenizer: Option<&TextTokenizer>) -> ModelSpec {
+    for layer in &mut spec.layers {
+        if let FfnSpec::Moe(moe) = layer {
+            moe.router.jitter = config.router.jitter;
+        }
+    }
+    if let Some(eos) = tokenizer.and_then(TextTokenizer::eos)
+        && spec.tokens.eos.is_empty()
+    {
+        let pad = tokenizer.and_then(|t| t.inner().token_to_id(PAD));
+        // As in the training stream, a text begins after what ended another.
+        spec.tokens = SpecialTokens { bos: Some(eos), eos: vec![eos], pad };
+    }
+    spec
+}
+
+/// A `tokenizer_config.json`, so that other programs know the class and the special tokens.
+fn tokenizer_config(tokenizer: &TextTokenizer, config: &RunConfig) -> Option<String> {
+    let beside = config.data.tokenizer.as_ref().map(|path| match path.is_dir() {
+        true => path.join(TOKENIZER_CONFIG),
+        false => path.with_file_name(TOKENIZER_CONFIG),
+    });
+    if let Some(text) = beside.and_then(|path| std::fs::read_to_string(path).ok()) {
+        return Some(text);
+    }
+    let eos = tokenizer.inner().id_to_token(tokenizer.eos()?)?;
+    let mut described = serde_json::json!({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": eos,
+        "eos_token": eos,
+        "clean_up_tokenization_spaces": false,
+        "model_max_length": config.model.max_positions,
+    });
+    if tokenizer.inner().token_to_id(PAD).is_some() {
+        described["pad_token"] = PAD.into();
+    }
+    Some(format!("{described:#}\n"))
+}
+
+/// Windows of a data set.
+struct Windows {
+    data: Dataset,
+    batch: usize,
+    sequence: usize,
+    seed: u64,
+}
+
+impl BatchSource for Windows {
+    fn micro_batch(&self, index: u64) -> Result<MicroBatch> {
+        let batch = self.data.batch(index, self.batch, self.sequence, self.seed)?;
+        Ok(MicroBatch { tokens: batch.tokens, batch: self.batch })
+    }
+}
+
+impl EvalText {
+    /// The held-out windows of a data set: `max_tokens` of them over all domains, or all.
+    pub fn held_out(data: &Dataset, sequence: usize, max_tokens: Option<usize>) -> Result<Self> {
+        let windows = data.held_out(sequence, max_tokens)?;
+        Ok(Self {
+            windows: windows.into_iter().map(|w| (w.tokens, w.domain)).collect(),
+            domains: data.domains().to_vec(),
+            bytes_of_token: data.tokenizer().bytes_of_tokens().to_vec(),
+        })
+    }
+}
+
+/// The held-out part of the text that a run was trained on, in the tokens of `tokenizer`.
+pub fn held_out_of(
+    data: &DataConfig,
+    tokenizer: PathBuf,
+    sequence: usize,
+    max_tokens: Option<usize>,
+    cache: &Path,
+    progress: &dyn DataProgress,
+) -> Result<EvalText> {
+    let data = DataConfig { tokenizer: Some(tokenizer), ..data.clone() };
+    EvalText::held_out(&Dataset::open(&data, cache, progress)?, sequence, max_tokens)
+}

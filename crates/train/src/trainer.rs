@@ -1,0 +1,305 @@
+//! The training loop: steps, evaluations, checkpoints, alarms, until a limit or the user ends it.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use senmon_models::decoder::Decoder;
+
+use crate::alarms::Alarms;
+use crate::config::RunConfig;
+use crate::error::{Result, TrainError};
+use crate::eval::{EvalText, evaluate};
+use crate::folder::{Checkpoint, RunFolder};
+use crate::observer::{Ending, EvalRecord, Observer, RunInfo, StepRecord, Summary};
+use crate::presets::footprint;
+use crate::schedule::{Limits, TrainingClock};
+use crate::state::{self, Progress};
+use crate::step::{AdamW, MicroBatch, step};
+
+/// Where batches come from.
+pub trait BatchSource {
+    /// Micro-batch number `index` since the start of the run: the same for every call.
+    fn micro_batch(&self, index: u64) -> Result<MicroBatch>;
+
+    /// Micro-batches there are, where they have an end.
+    fn len(&self) -> Option<u64> {
+        None
+    }
+
+    /// There are none.
+    fn is_empty(&self) -> bool {
+        self.len() == Some(0)
+    }
+
+    /// Tokens to train on, where known; for people.
+    fn training_tokens(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// A run, ready to go: [`crate::setup`] puts one together.
+pub struct Trainer {
+    /// What the run is.
+    pub config: RunConfig,
+    /// Where it is written.
+    pub folder: RunFolder,
+    /// The model.
+    pub decoder: Decoder,
+    /// Its optimiser.
+    pub adamw: AdamW,
+    /// Where it stands.
+    pub progress: Progress,
+    /// What it has noticed.
+    pub alarms: Alarms,
+    /// What it is fed.
+    pub source: Box<dyn BatchSource>,
+    /// Held-out text for evaluations during the run, and for the last one.
+    pub eval: Option<(EvalText, EvalText)>,
+    /// Files that go into each checkpoint as they are (`tokenizer.json`).
+    pub extra: Vec<PathBuf>,
+}
+
+impl Trainer {
+    /// True if there is nothing left to do.
+    pub fn is_over(&self) -> bool {
+        let seconds = Duration::try_from_secs_f64(self.progress.seconds).unwrap_or_default();
+        self.limits().reached(self.progress.step, self.progress.tokens, seconds)
+    }
+
+    /// When the run ends, by its configuration or with its batches.
+    fn limits(&self) -> Limits {
+        let mut limits = self.config.limits();
+        if let Some(len) = self.source.len() {
+            let steps = len / self.config.train.accumulate.max(1) as u64;
+            limits.steps = Some(limits.steps.map_or(steps, |limit| limit.min(steps)));
+        }
+        limits
+    }
+
+    /// Trains to the end, telling `observer`, or until `interrupted` is set; the last state is saved.
+    pub fn run(&mut self, observer: &mut dyn Observer, interrupted: &AtomicBool) -> Result<Summary> {
+        let config = self.config.clone();
+        let t = &config.train;
+        let accumulate = t.accumulate.max(1);
+        let limits = self.limits();
+        let mut schedule = config.schedule();
+        if limits.minutes.is_none() {
+            schedule.total_steps = limits.total_steps(config.tokens_per_step());
+        }
+        let stopped = || interrupted.load(Ordering::Relaxed);
+        let costs = footprint(self.decoder.spec(), t.sequence);
+        let tokens_per_step = config.tokens_per_step();
+        let first = self.progress.step;
+        observer.started(&RunInfo {
+            parameters: costs.total,
+            active_parameters: costs.active,
+            training_tokens: self.source.training_tokens(),
+            tokens_per_step,
+            limits,
+            resumed_from: (first > 0).then_some(first),
+            seconds_before: self.progress.seconds,
+            threads: rayon::current_num_threads(),
+        })?;
+        let clock = TrainingClock::resume(self.progress.seconds);
+        let (mut saved, mut eval): (Option<u64>, Option<EvalRecord>) = ((first > 0).then_some(first), None);
+        let before = self.progress.tokens;
+        let mut training_seconds = 0.0;
+        while !limits.reached(self.progress.step, self.progress.tokens, clock.elapsed()) && !stopped() {
+            let started = Instant::now();
+            let number = self.progress.step + 1;
+            let done = limits.progress(self.progress.step, self.progress.tokens, clock.elapsed());
+            let lr = schedule.lr(number - 1, done);
+            let advice = match saved {
+                Some(step) => format!(
+                    "the checkpoint of step {step} is good: go on from it by --resume with a lower optimizer.lr or optimizer.clip"
+                ),
+                None => "try a lower optimizer.lr or optimizer.clip, or a longer schedule.warmup".to_owned(),
+            };
+            let (source, mut tokens) = (&self.source, 0u64);
+            let done = self.progress.step * accumulate as u64;
+            let mut next = |micro: usize| {
+                let batch = source.micro_batch(done + micro as u64)?;
+                tokens += (batch.tokens.len() - batch.batch) as u64;
+                Ok(batch)
+            };
+            let outcome = step(
+                &self.decoder,
+                &mut self.adamw,
+                &config.balance,
+                &config.optimizer,
+                number,
+                lr,
+                t.seed,
+                accumulate,
+                &mut next,
+                &advice,
+            )?;
+            self.progress.step = number;
+            self.progress.tokens += tokens;
+            self.progress.seconds = clock.elapsed().as_secs_f64();
+            let seconds = started.elapsed().as_secs_f64();
+            training_seconds += seconds;
+            let record = StepRecord {
+                step: number,
+                tokens: self.progress.tokens,
+                loss: outcome.loss,
+                total: outcome.total,
+                losses: outcome.losses,
+                lr,
+                grad_norm: outcome.grad_norm,
+                tokens_per_second: tokens as f64 / seconds.max(1e-9),
+                layers: outcome.layers,
+            };
+            observer.step(&record)?;
+            for alarm in self.alarms.watch(&record) {
+                observer.alarm(&alarm)?;
+            }
+            let over = limits.reached(number, self.progress.tokens, clock.elapsed());
+            let due = |every: u64| every > 0 && number.is_multiple_of(every) && !over;
+            if due(t.eval_every)
+                && let Some((during, _)) = &self.eval
+            {
+                eval = self.evaluate(during, observer, &stopped)?.or(eval);
+            }
+            if due(t.save_every) {
+                self.save(observer)?;
+                saved = Some(number);
+            }
+        }
+        let ending = if stopped() { Ending::Interrupted } else { Ending::Done };
+        // The last evaluation comes before the last save: a run resumed from there does not tell it twice.
+        if ending == Ending::Done
+            && saved != Some(self.progress.step)
+            && let Some((_, last)) = &self.eval
+        {
+            eval = self.evaluate(last, observer, &stopped)?.or(eval);
+        }
+        if saved != Some(self.progress.step) {
+            self.save(observer)?;
+        }
+        let summary = Summary {
+            ending,
+            steps: self.progress.step,
+            tokens: self.progress.tokens,
+            seconds: self.progress.seconds,
+            tokens_per_second: (self.progress.tokens - before) as f64 / f64::max(training_seconds, 1e-9),
+            eval,
+        };
+        observer.finished(&summary)?;
+        Ok(summary)
+    }
+
+    fn evaluate(
+        &self,
+        text: &EvalText,
+        observer: &mut dyn Observer,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<Option<EvalRecord>> {
+        let t = &self.config.train;
+        let (step, tokens) = (self.progress.step, self.progress.tokens);
+        let record = evaluate(&self.decoder, text, t.batch, step, tokens, stopped)?;
+        if let Some(record) = &record {
+            observer.evaluated(record)?;
+        }
+        Ok(record)
+    }
+
+    fn save(&self, observer: &mut dyn Observer) -> Result<()> {
+        observer.saving(self.progress.step)?;
+        let checkpoint = self.write()?;
+        observer.saved(checkpoint.step, &checkpoint.path)?;
+        self.folder.prune(self.config.train.keep)?;
+        Ok(())
+    }
+
+    /// Writes a checkpoint of the state as it is.
+    pub(crate) fn write(&self) -> Result<Checkpoint> {
+        let family = &self.config.model.family;
+        state::save(
+            &self.folder,
+            &self.decoder,
+            &self.adamw,
+            &self.progress,
+            &self.alarms,
+            family,
+            &self.extra,
+        )
+    }
+}
+
+/// Batches from a file, each once and in order: what `--batches` gives.
+#[derive(Debug)]
+pub struct ReplaySource {
+    tokens: Vec<u32>,
+    batch: usize,
+    width: usize,
+}
+
+impl ReplaySource {
+    /// Reads tensor `tokens` \[N, B, S + 1\] (u32, or non-negative i32 or i64) of a safetensors file; ids must be below `vocab`.
+    pub fn open(path: &std::path::Path, vocab: usize) -> Result<Self> {
+        let bad = |reason: String| TrainError::State { path: path.to_owned(), reason };
+        let bytes = std::fs::read(path).map_err(TrainError::io("read", path))?;
+        let file = safetensors::SafeTensors::deserialize(&bytes)
+            .map_err(|e| bad(format!("is not a whole safetensors file: {e}")))?;
+        let view = file.tensor("tokens").map_err(|_| bad("has no tensor `tokens` [N, B, S + 1]".into()))?;
+        let &[_, batch, width] = view.shape() else {
+            return Err(bad(format!("`tokens` has shape {:?}, expected [N, B, S + 1]", view.shape())));
+        };
+        if batch == 0 || width < 2 {
+            return Err(bad(format!("`tokens` {:?} holds no sequence of two tokens or more", view.shape())));
+        }
+        let data = view.data();
+        let ids: Vec<i64> = match view.dtype() {
+            safetensors::Dtype::U32 => data
+                .chunks_exact(4)
+                .map(|b| i64::from(u32::from_le_bytes([b[0], b[1], b[2], b[3]])))
+                .collect(),
+            safetensors::Dtype::I32 => data
+                .chunks_exact(4)
+                .map(|b| i64::from(i32::from_le_bytes([b[0], b[1], b[2], b[3]])))
+                .collect(),
+            safetensors::Dtype::I64 => data
+                .chunks_exact(8)
+                .map(|b| i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]))
+                .collect(),
+            other => return Err(bad(format!("`tokens` is {other:?}, expected U32, I32 or I64"))),
+        };
+        let tokens = ids
+            .into_iter()
+            .map(|id| match u32::try_from(id) {
+                Ok(token) if (token as usize) < vocab => Ok(token),
+                _ => Err(bad(format!("token {id} does not fit a vocabulary of {vocab}"))),
+            })
+            .collect::<Result<Vec<u32>>>()?;
+        Ok(Self { tokens, batch, width })
+    }
+
+    /// Its one batch after the other, \[N, B, S + 1\], as one line.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// B and S.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.batch, self.width - 1)
+    }
+}
+
+impl BatchSource for ReplaySource {
+    fn micro_batch(&self, index: u64) -> Result<MicroBatch> {
+        let size = self.batch * self.width;
+        let batch = self.tokens.chunks_exact(size).nth(index as usize).ok_or_else(|| {
+            TrainError::Conflict(format!(
+                "there are {} batches, number {index} was asked for",
+                self.tokens.len() / size
+            ))
+        })?;
+        Ok(MicroBatch { tokens: batch.to_vec(), batch: self.batch })
+    }
+
+    fn len(&self) -> Option<u64> {
+        Some((self.tokens.len() / (self.batch * self.width)) as u64)
+    }
+}
