@@ -158,6 +158,9 @@ mod x86 {
                 if load {
                     sum[0] = _mm512_loadu_ps(c.add(r * stride));
                     sum[1] = _mm512_loadu_ps(c.add(r * stride + 16));
+                    // The tile beside this one is next: its lines come from memory meanwhile.
+                    _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(r * stride + 32) as *const i8);
+                    _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(r * stride + 48) as *const i8);
                 } else {
                     // The stores at the end would wait for these lines.
                     _mm_prefetch::<_MM_HINT_T0>(c.add(r * stride) as *const i8);
@@ -199,10 +202,14 @@ mod x86 {
         unsafe {
             let (a, mut b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
             let mut sums = [[_mm256_setzero_ps(); 2]; R];
-            if load {
-                for (r, sum) in sums.iter_mut().enumerate() {
+            for (r, sum) in sums.iter_mut().enumerate() {
+                if load {
                     sum[0] = _mm256_loadu_ps(c.add(r * stride));
                     sum[1] = _mm256_loadu_ps(c.add(r * stride + 8));
+                    // The tile beside this one is next: its lines come from memory meanwhile.
+                    _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(r * stride + 16) as *const i8);
+                } else {
+                    _mm_prefetch::<_MM_HINT_T0>(c.add(r * stride) as *const i8);
                 }
             }
             for p in 0..kc {

@@ -329,7 +329,7 @@ fn run_block(level: Level, p: &Product, block: &Block, c: Shared<f32>, epilogue:
                     pack::a_along(&p.a, k0, kc, block.m0 + i0, rows, scratch.a);
                     scratch.a
                 } else {
-                    &scratch.a[panel * mr * KC..]
+                    &scratch.a[panel * pack::panel_of_a(mr)..]
                 };
                 for half in 0..halves {
                     let shift = half * p.twin.unwrap_or(0);

@@ -4,6 +4,12 @@ use super::{KC, MAX_M, MAX_N, Operand};
 use crate::simd::Level;
 use std::cell::RefCell;
 
+/// Elements from one panel of an A that was packed across to the next: a multiple of 4 KiB would put the same column of
+/// all panels into one set of the first-level cache.
+pub(super) fn panel_of_a(mr: usize) -> usize {
+    mr * KC + 16
+}
+
 /// What one thread packs into.
 pub(super) struct Scratch<'a> {
     /// A: one panel of rows `KC` apart, or all panels of a block.
@@ -18,7 +24,7 @@ pub(super) fn with_scratch<R>(work: impl FnOnce(Scratch) -> R) -> R {
     const LINE: usize = 16;
     thread_local! {
         static SPACE: RefCell<Vec<f32>> =
-            RefCell::new(vec![0.0; MAX_M * KC + (MAX_N + 64) * KC + LINE]);
+            RefCell::new(vec![0.0; MAX_M * (KC + 16) + (MAX_N + 64) * KC + LINE]);
     }
     SPACE.with_borrow_mut(|space| {
         let aligned = space.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
@@ -31,10 +37,7 @@ pub(super) fn with_scratch<R>(work: impl FnOnce(Scratch) -> R) -> R {
 pub(super) fn a_along(a: &Operand, k0: usize, kc: usize, first: usize, rows: usize, into: &mut [f32]) {
     for (r, out) in into.chunks_exact_mut(KC).take(rows).enumerate() {
         let line = a.line(first + r, k0, kc);
-        match a.scale {
-            None => out[..kc].copy_from_slice(line),
-            Some(scale) => multiply(line, scale[first + r], &mut out[..kc]),
-        }
+        copy(line, a.scale.map(|scale| scale[first + r]), &mut out[..kc]);
     }
 }
 
@@ -48,16 +51,29 @@ pub(super) fn a_across(
     mr: usize,
     into: &mut [f32],
 ) {
+    // Copies of a length known to the compiler are a few instructions; others are calls.
+    match mr {
+        14 => across::<14>(a, k0, kc, first, m, into),
+        6 => across::<6>(a, k0, kc, first, m, into),
+        _ => across::<4>(a, k0, kc, first, m, into),
+    }
+}
+
+fn across<const MR: usize>(a: &Operand, k0: usize, kc: usize, first: usize, m: usize, into: &mut [f32]) {
     // A line is read once, in order; its parts go to all panels.
     for p in 0..kc {
         if p + 4 < kc {
             prefetch(a.line(k0 + p + 4, first, m));
         }
-        let line = a.line(k0 + p, first, m);
-        let scale = a.scale.map_or(1.0, |scale| scale[k0 + p]);
-        for (panel, part) in line.chunks(mr).enumerate() {
-            let out = &mut into[panel * mr * KC + p * mr..][..part.len()];
-            if a.scale.is_some() { multiply(part, scale, out) } else { out.copy_from_slice(part) }
+        let scale = a.scale.map(|scale| scale[k0 + p]);
+        let (parts, rest) = a.line(k0 + p, first, m).as_chunks::<MR>();
+        let mut at = p * MR;
+        for part in parts {
+            copy(part, scale, &mut into[at..][..MR]);
+            at += panel_of_a(MR);
+        }
+        if !rest.is_empty() {
+            copy(rest, scale, &mut into[at..][..rest.len()]);
         }
     }
 }
@@ -76,9 +92,12 @@ pub(super) fn prefetch(line: &[f32]) {
     let _ = line;
 }
 
-fn multiply(x: &[f32], by: f32, into: &mut [f32]) {
-    for (y, x) in into.iter_mut().zip(x) {
-        *y = x * by;
+/// `x`, times `by` where there is one.
+#[inline(always)]
+fn copy(x: &[f32], by: Option<f32>, into: &mut [f32]) {
+    match by {
+        None => into.copy_from_slice(x),
+        Some(by) => into.iter_mut().zip(x).for_each(|(y, x)| *y = x * by),
     }
 }
 
@@ -93,23 +112,41 @@ pub(super) fn b(
     nr: usize,
     into: &mut [f32],
 ) {
+    if !b.k_inner {
+        return match nr {
+            32 => b_rows::<32>(b, k0, kc, first, n, into),
+            16 => b_rows::<16>(b, k0, kc, first, n, into),
+            _ => b_rows::<8>(b, k0, kc, first, n, into),
+        };
+    }
     for (panel, j0) in (0..n).step_by(nr).enumerate() {
         let cols = nr.min(n - j0);
         let out = &mut into[panel * nr * KC..][..kc * nr];
-        if b.k_inner {
-            if cols < nr {
-                out.fill(0.0);
-            }
-            b_columns(level, b, k0, kc, first + j0, cols, nr, out);
-        } else {
-            for (p, row) in out.chunks_exact_mut(nr).enumerate() {
-                let line = b.line(k0 + p, first + j0, cols);
-                match b.scale {
-                    None => row[..cols].copy_from_slice(line),
-                    Some(scale) => multiply(line, scale[k0 + p], &mut row[..cols]),
-                }
-                row[cols..].fill(0.0);
-            }
+        if cols < nr {
+            out.fill(0.0);
+        }
+        b_columns(level, b, k0, kc, first + j0, cols, nr, out);
+    }
+}
+
+/// All panels of a B whose lines lie across k: a line is read once, in order; its parts, each a cache line or two, go
+/// to all panels.
+fn b_rows<const NR: usize>(b: &Operand, k0: usize, kc: usize, first: usize, n: usize, into: &mut [f32]) {
+    for p in 0..kc {
+        if p + 4 < kc {
+            prefetch(b.line(k0 + p + 4, first, n));
+        }
+        let scale = b.scale.map(|scale| scale[k0 + p]);
+        let (parts, rest) = b.line(k0 + p, first, n).as_chunks::<NR>();
+        let mut at = p * NR;
+        for part in parts {
+            copy(part, scale, &mut into[at..][..NR]);
+            at += NR * KC;
+        }
+        if !rest.is_empty() {
+            let (some, none) = into[at..][..NR].split_at_mut(rest.len());
+            copy(rest, scale, some);
+            none.fill(0.0);
         }
     }
 }
