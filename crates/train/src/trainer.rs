@@ -237,6 +237,12 @@ pub struct ReplaySource {
 }
 
 impl ReplaySource {
+    /// B and S of the file's batches.
+    pub fn shape_of(path: &std::path::Path) -> Result<(usize, usize)> {
+        // The tokens are checked when the model is known.
+        Ok(Self::open(path, u32::MAX as usize)?.shape())
+    }
+
     /// Reads tensor `tokens` \[N, B, S + 1\] (u32, or non-negative i32 or i64) of a safetensors file; ids must be below `vocab`.
     pub fn open(path: &std::path::Path, vocab: usize) -> Result<Self> {
         let bad = |reason: String| TrainError::State { path: path.to_owned(), reason };

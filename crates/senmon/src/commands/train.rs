@@ -18,6 +18,7 @@ use senmon_train::observer::{Ending, Observer, Observers, StepRecord, Summary};
 use senmon_train::presets::{Footprint, footprint};
 use senmon_train::setup::{self, Setup};
 use senmon_train::tensorboard::TensorBoard;
+use senmon_train::trainer::ReplaySource;
 use senmon_train::terminal::{Terminal, duration, short};
 use senmon_train::RunConfig;
 use senmon_train::eval::EvalText;
@@ -88,6 +89,11 @@ fn new_config(args: &TrainArgs) -> Result<RunConfig> {
         }
         let (spec, family) = checkpoint::load_spec(init)?;
         layers = layers.model(&spec, family.name)?;
+    }
+    if let Some(batches) = layers.text("train", "batches") {
+        let (batch, sequence) = ReplaySource::shape_of(Path::new(&batches))?;
+        let whole = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        layers = layers.set_value("train.batch", whole(batch))?.set_value("train.sequence", whole(sequence))?;
     }
     let config = layers.resolve()?;
     if config.train.batches.is_none() && config.data.paths.is_empty() {
