@@ -73,7 +73,9 @@ impl RunFolder {
         if let Some(found) = foreign_file(root)? {
             return Err(refusal(root, found));
         }
-        Ok(Self { root: root.to_owned(), made, _lock: lock })
+        let folder = Self { root: root.to_owned(), made, _lock: lock };
+        folder.sweep()?;
+        Ok(folder)
     }
 
     /// Takes the folder of an earlier run, to go on with it.
@@ -121,8 +123,10 @@ impl RunFolder {
         let _ = fs::remove_dir_all(self.root.join(CHECKPOINTS));
         for name in names(&self.root).unwrap_or_default() {
             // What a checkpoint shows here, and no other.
-            let model = name.starts_with("model") && (name.ends_with(".safetensors") || name.ends_with(".index.json"));
-            let ours = [CONFIG, METRICS, LOCK, "config.json", "generation_config.json"].contains(&name.as_str());
+            let model = name.starts_with("model")
+                && (name.ends_with(".safetensors") || name.ends_with(".index.json"));
+            let ours =
+                [CONFIG, METRICS, LOCK, "config.json", "generation_config.json"].contains(&name.as_str());
             if model || ours || name.starts_with("tokenizer") || name.starts_with(PUBLISHING) {
                 let _ = fs::remove_file(self.root.join(name));
             }
@@ -325,7 +329,8 @@ fn names(folder: &Path) -> Result<Vec<String>> {
 /// A file that is not ours to write over: that of a run if there is one, else the first by name.
 fn foreign_file(root: &Path) -> Result<Option<String>> {
     let mut names = names(root)?;
-    names.retain(|name| name != LOCK);
+    // A process that was killed at its start leaves these.
+    names.retain(|name| name != LOCK && !name.starts_with(WRITING));
     names.sort();
     let of_run = names.iter().position(|name| is_of_run(name));
     Ok(match of_run {

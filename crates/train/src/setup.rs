@@ -14,6 +14,7 @@ use crate::config::RunConfig;
 use crate::error::{Result, TrainError};
 use crate::eval::EvalText;
 use crate::folder::{Checkpoint, RunFolder, write_whole};
+use crate::layers::{Layers, MODEL_TABLES};
 use crate::state::{self, Progress};
 use crate::step::{AdamW, MicroBatch};
 use crate::trainer::{BatchSource, ReplaySource, Trainer};
@@ -31,6 +32,36 @@ pub struct Setup {
     pub report: Option<Report>,
     /// What the user should know, one line each.
     pub notes: Vec<String>,
+}
+
+/// What can be set of a model that is given: the layout to write, and noise.
+const OF_TRAINING: &[&str] = &["model.family", "router.jitter"];
+
+/// The configuration of a run that begins: with `train.init`, the model is the given one; with `train.batches`, batches
+/// have the file's sizes.
+pub fn configure(mut layers: Layers) -> Result<RunConfig> {
+    if let Some(init) = layers.text("train", "init") {
+        let init = Path::new(&init);
+        if let Some(key) = layers.says(MODEL_TABLES, OF_TRAINING) {
+            return Err(TrainError::Conflict(format!(
+                "{key} cannot be set with --init: the model is what {} says it is",
+                init.display()
+            )));
+        }
+        let (spec, family) = checkpoint::load_spec(init)?;
+        layers = layers.model(&spec, family.name)?;
+    }
+    if let Some(batches) = layers.text("train", "batches") {
+        let (batch, sequence) = ReplaySource::shape_of(Path::new(&batches))?;
+        let whole = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        layers =
+            layers.set_value("train.batch", whole(batch))?.set_value("train.sequence", whole(sequence))?;
+    }
+    let config = layers.resolve()?;
+    if config.train.batches.is_none() && config.data.paths.is_empty() {
+        return Err(TrainError::Conflict("no text given: say --data PATH (files or folders)".into()));
+    }
+    Ok(config)
 }
 
 /// Begins a run in `out`: a folder that does not exist yet, or is empty. When it fails, nothing is left there.
@@ -134,6 +165,8 @@ fn begin(
     // A layout that cannot say the model is refused now, not at the first checkpoint.
     senmon_models::families::config_json(&spec, &config.model.family)?;
 
+    // From here on the folder holds a run: killed at any moment, it begins again or goes on.
+    folder.write_config(&config)?;
     let mut extra = Vec::new();
     let root = folder.root();
     let written = match (&fed.tokenizer, &own) {
@@ -156,6 +189,7 @@ fn begin(
         step: 0,
         tokens: 0,
         seconds: 0.0,
+        evaluated: 0,
         simd: state::simd(),
         from_init: config.train.init.is_some(),
         spec: spec.clone(),
@@ -164,7 +198,6 @@ fn begin(
     let adamw = AdamW::new(&decoder);
     let alarms = Alarms::new(AlarmBounds::default(), &config);
     let notes = config.warnings();
-    folder.write_config(&config)?;
     state::save(folder, &decoder, &adamw, &progress, &alarms, &config.model.family, &extra)?;
     Ok(Parts { config, fed, decoder, adamw, progress, alarms, extra, notes })
 }
@@ -191,7 +224,8 @@ fn go_on(
     config.data.tokenizer = given;
     if fed.key != resumed.progress.data {
         notes.push(
-            "the text is not what it was when this run was saved: from here it trains on what is there now".into(),
+            "the text is not what it was when this run was saved: from here it trains on what is there now"
+                .into(),
         );
     }
     let simd = state::simd();
@@ -205,10 +239,22 @@ fn go_on(
     folder.write_config(&config)?;
     state::publish(&from.path, folder.root())?;
     let extra = [TOKENIZER, TOKENIZER_CONFIG].map(|name| from.path.join(name));
-    let extra = extra.into_iter().filter(|path| path.is_file()).filter_map(|path| path.file_name().map(|n| folder.root().join(n)));
+    let extra = extra
+        .into_iter()
+        .filter(|path| path.is_file())
+        .filter_map(|path| path.file_name().map(|n| folder.root().join(n)));
     let progress = Progress { simd, data: fed.key.clone(), ..resumed.progress };
     let extra = extra.collect();
-    Ok(Parts { config, fed, decoder: resumed.decoder, adamw: resumed.adamw, progress, alarms: resumed.alarms, extra, notes })
+    Ok(Parts {
+        config,
+        fed,
+        decoder: resumed.decoder,
+        adamw: resumed.adamw,
+        progress,
+        alarms: resumed.alarms,
+        extra,
+        notes,
+    })
 }
 
 /// Opens the text or the batches. `vocab` is the model's, where it is there already.

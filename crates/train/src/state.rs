@@ -33,6 +33,8 @@ pub struct Progress {
     pub tokens: u64,
     /// Seconds spent training, over all resumptions.
     pub seconds: f64,
+    /// The step of the last evaluation.
+    pub evaluated: u64,
     /// The instruction set that the steps were computed with: another gives other bits.
     pub simd: String,
     /// The model came from `--init`, so the configuration does not say its shape.

@@ -64,7 +64,8 @@ impl Trainer {
     /// True if there is nothing left to do.
     pub fn is_over(&self) -> bool {
         let seconds = Duration::try_from_secs_f64(self.progress.seconds).unwrap_or_default();
-        self.limits().reached(self.progress.step, self.progress.tokens, seconds)
+        let evaluated = self.eval.is_none() || self.progress.evaluated == self.progress.step;
+        evaluated && self.limits().reached(self.progress.step, self.progress.tokens, seconds)
     }
 
     /// When the run ends, by its configuration or with its batches.
@@ -102,20 +103,24 @@ impl Trainer {
             threads: rayon::current_num_threads(),
         })?;
         let clock = TrainingClock::resume(self.progress.seconds);
-        let (mut saved, mut eval): (Option<u64>, Option<EvalRecord>) = ((first > 0).then_some(first), None);
+        let (mut saved, mut eval): (Option<u64>, Option<EvalRecord>) = (Some(first), None);
+        let due = |every: u64, step: u64| every > 0 && step > 0 && step.is_multiple_of(every);
         let before = self.progress.tokens;
         let mut training_seconds = 0.0;
-        while !limits.reached(self.progress.step, self.progress.tokens, clock.elapsed()) && !stopped() {
+        let over = |progress: &Progress| limits.reached(progress.step, progress.tokens, clock.elapsed());
+        // An evaluation that an interruption cut short comes now.
+        if due(t.eval_every, first) && self.progress.evaluated < first && !over(&self.progress) {
+            eval = self.evaluate(false, observer, &stopped)?;
+        }
+        while !over(&self.progress) && !stopped() {
             let started = Instant::now();
             let number = self.progress.step + 1;
             let done = limits.progress(self.progress.step, self.progress.tokens, clock.elapsed());
             let lr = schedule.lr(number - 1, done);
-            let advice = match saved {
-                Some(step) => format!(
-                    "the checkpoint of step {step} is good: go on from it by --resume with a lower optimizer.lr or optimizer.clip"
-                ),
-                None => "try a lower optimizer.lr or optimizer.clip, or a longer schedule.warmup".to_owned(),
-            };
+            let advice = format!(
+                "the checkpoint of step {} is good: go on from it by --resume with a lower optimizer.lr or optimizer.clip",
+                saved.unwrap_or_default()
+            );
             let (source, mut tokens) = (&self.source, 0u64);
             let done = self.progress.step * accumulate as u64;
             let mut next = |micro: usize| {
@@ -155,26 +160,23 @@ impl Trainer {
             for alarm in self.alarms.watch(&record) {
                 observer.alarm(&alarm)?;
             }
-            let over = limits.reached(number, self.progress.tokens, clock.elapsed());
-            let due = |every: u64| every > 0 && number.is_multiple_of(every) && !over;
-            if due(t.eval_every)
-                && let Some((during, _)) = &self.eval
-            {
-                eval = self.evaluate(during, observer, &stopped)?.or(eval);
+            if over(&self.progress) {
+                break;
             }
-            if due(t.save_every) {
+            if due(t.eval_every, number) {
+                eval = self.evaluate(false, observer, &stopped)?.or(eval);
+            }
+            if due(t.save_every, number) && !stopped() {
                 self.save(observer)?;
                 saved = Some(number);
             }
         }
-        let ending = if stopped() { Ending::Interrupted } else { Ending::Done };
         // The last evaluation comes before the last save: a run resumed from there does not tell it twice.
-        if ending == Ending::Done
-            && saved != Some(self.progress.step)
-            && let Some((_, last)) = &self.eval
-        {
-            eval = self.evaluate(last, observer, &stopped)?.or(eval);
+        if !stopped() && self.progress.evaluated < self.progress.step {
+            eval = self.evaluate(true, observer, &stopped)?.or(eval);
+            saved = saved.filter(|_| self.eval.is_none());
         }
+        let ending = if stopped() { Ending::Interrupted } else { Ending::Done };
         if saved != Some(self.progress.step) {
             self.save(observer)?;
         }
@@ -190,17 +192,20 @@ impl Trainer {
         Ok(summary)
     }
 
+    /// Evaluates on some of the held-out text, or on all of it; nothing if there is none, or when stopped meanwhile.
     fn evaluate(
-        &self,
-        text: &EvalText,
+        &mut self,
+        all: bool,
         observer: &mut dyn Observer,
         stopped: &dyn Fn() -> bool,
     ) -> Result<Option<EvalRecord>> {
-        let t = &self.config.train;
+        let Some((some, whole)) = &self.eval else { return Ok(None) };
         let (step, tokens) = (self.progress.step, self.progress.tokens);
-        let record = evaluate(&self.decoder, text, t.batch, step, tokens, stopped)?;
+        let text = if all { whole } else { some };
+        let record = evaluate(&self.decoder, text, self.config.train.batch, step, tokens, stopped)?;
         if let Some(record) = &record {
             observer.evaluated(record)?;
+            self.progress.evaluated = step;
         }
         Ok(record)
     }

@@ -38,22 +38,38 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
     let sequence = args.sequence.or(config.as_ref().map(|c| c.train.sequence)).unwrap_or(256);
     if sequence == 0 || sequence > loaded.spec.max_positions {
         let most = loaded.spec.max_positions;
-        return Err(Failure::mistake(format!("--sequence {sequence} must be from 1 to the model's {most} positions")));
+        return Err(Failure::mistake(format!(
+            "--sequence {sequence} must be from 1 to the model's {most} positions"
+        )));
     }
     let tokenizer = loaded.tokenizer.clone().ok_or_else(|| {
-        Failure::mistake(format!("{} has no tokenizer.json: text cannot be made into its tokens", args.model.display()))
+        Failure::mistake(format!(
+            "{} has no tokenizer.json: text cannot be made into its tokens",
+            args.model.display()
+        ))
     })?;
     crate::ui::catch_interrupts();
     let progress = DataProgress::new(args.common.quiet);
     let text = if args.data.is_empty() {
         let Some(config) = config else {
-            return Err(Failure::mistake(format!("{} is no run folder: say --data PATH", args.model.display())));
+            return Err(Failure::mistake(format!(
+                "{} is no run folder: say --data PATH",
+                args.model.display()
+            )));
         };
         held_out_of(&config.data, tokenizer, sequence, max_tokens, &cache_folder(), &progress)?
     } else {
         let tokenizer = TextTokenizer::from_file(&tokenizer)?;
         let rule: DomainRule = args.domains.parse()?;
-        let set = EvalSet::from_paths(&args.data, &rule, &args.column, &tokenizer, sequence, max_tokens, &progress)?;
+        let set = EvalSet::from_paths(
+            &args.data,
+            &rule,
+            &args.column,
+            &tokenizer,
+            sequence,
+            max_tokens,
+            &progress,
+        )?;
         EvalText {
             windows: set.sequences.into_iter().map(|w| (w.tokens, w.domain)).collect(),
             domains: set.domains,
@@ -61,9 +77,12 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
         }
     };
     progress.done();
-    if let Some(token) = text.windows.iter().flat_map(|(w, _)| w).find(|t| **t as usize >= loaded.spec.vocab) {
+    if let Some(token) = text.windows.iter().flat_map(|(w, _)| w).find(|t| **t as usize >= loaded.spec.vocab)
+    {
         let vocab = loaded.spec.vocab;
-        return Err(Failure::mistake(format!("the tokenizer gives token {token}, the model's vocabulary is {vocab}")));
+        return Err(Failure::mistake(format!(
+            "the tokenizer gives token {token}, the model's vocabulary is {vocab}"
+        )));
     }
     let decoder = Decoder::new(&loaded.spec, loaded.params, false)?;
     let cancelled = || INTERRUPTED.load(Ordering::Relaxed);
@@ -84,7 +103,11 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
 /// For people: the whole, then the domains.
 pub(super) fn table(record: &EvalRecord) -> String {
     let mut out = String::new();
-    let _ = writeln!(out, "{:<16} {:>8}  {:>10}  {:>9}  {:>9}", "domain", "loss", "perplexity", "bits/byte", "tokens");
+    let _ = writeln!(
+        out,
+        "{:<16} {:>8}  {:>10}  {:>9}  {:>9}",
+        "domain", "loss", "perplexity", "bits/byte", "tokens"
+    );
     let mut line = |name: &str, loss: f64, bits: f64, tokens: u64| {
         let _ = writeln!(out, "{name:<16} {loss:>8.4}  {:>10.2}  {bits:>9.4}  {tokens:>9}", loss.exp());
     };

@@ -104,7 +104,8 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         print(&args.prompt)?;
     }
     let mut show = |text: &str| if json || text.is_empty() { Ok(()) } else { print(text) };
-    let done = generate(&decoder, &tokenizer, &args.prompt, args.max_tokens, &sampling, &args.stop, &mut show)?;
+    let done =
+        generate(&decoder, &tokenizer, &args.prompt, args.max_tokens, &sampling, &args.stop, &mut show)?;
     let speed = |n: usize, seconds: f64| n as f64 / seconds.max(1e-9);
     let (prefill, decode) =
         (speed(done.prompt_tokens, done.prefill_seconds), speed(done.tokens.len(), done.decode_seconds));
@@ -122,7 +123,10 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     print("\n")?;
     if !args.common.quiet {
         let (n, why) = (done.tokens.len(), done.finish);
-        eprintln!("[{n} tokens, {decode:.0} tokens/s; prompt of {} tokens, {prefill:.0} tokens/s; ended by {why}]", done.prompt_tokens);
+        eprintln!(
+            "[{n} tokens, {decode:.0} tokens/s; prompt of {} tokens, {prefill:.0} tokens/s; ended by {why}]",
+            done.prompt_tokens
+        );
     }
     Ok(())
 }

@@ -18,7 +18,10 @@ pub(super) fn run(args: InspectArgs) -> Result<()> {
         return print_json(&json);
     }
     let mut text = description.table();
-    let _ = writeln!(text, "\naudit: {tensors} tensors, each there once, of the right shape and finite; no expert twice");
+    let _ = writeln!(
+        text,
+        "\naudit: {tensors} tensors, each there once, of the right shape and finite; no expert twice"
+    );
     for (name, why) in &loaded.unused {
         let _ = writeln!(text, "unused: {name} ({why})");
     }

@@ -73,7 +73,9 @@ fn on_pool(common: &Common, work: impl FnOnce() -> Result<()> + Send) -> Result<
 fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(Failure::mistake(format!("cannot write: {e}"))),
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Failure::mistake(format!("cannot write: {e}")))
+        }
         _ => Ok(()),
     }
 }

@@ -8,20 +8,18 @@ use crate::failure::{Failure, Result};
 use crate::ui::{DataProgress, INTERRUPTED, on_terminal, peak_memory};
 use indicatif::ProgressDrawTarget;
 use senmon_data::TextTokenizer;
-use senmon_models::checkpoint;
 use senmon_models::sampling::Sampling;
+use senmon_train::RunConfig;
 use senmon_train::alarms::Alarm;
+use senmon_train::eval::EvalText;
 use senmon_train::folder::RunFolder;
 use senmon_train::jsonl::Jsonl;
-use senmon_train::layers::{Layers, MODEL_TABLES};
+use senmon_train::layers::Layers;
 use senmon_train::observer::{Ending, Observer, Observers, StepRecord, Summary};
 use senmon_train::presets::{Footprint, footprint};
 use senmon_train::setup::{self, Setup};
 use senmon_train::tensorboard::TensorBoard;
-use senmon_train::trainer::ReplaySource;
 use senmon_train::terminal::{Terminal, duration, short};
-use senmon_train::RunConfig;
-use senmon_train::eval::EvalText;
 use std::collections::VecDeque;
 use std::fmt::Write;
 use std::path::Path;
@@ -29,8 +27,6 @@ use std::time::Duration;
 
 /// Steps that the load in the last table is averaged over.
 const LOAD_STEPS: usize = 50;
-/// What can be set of a model that is given: the layout to write, and noise.
-const OF_TRAINING: &[&str] = &["model.family", "router.jitter"];
 
 pub(super) fn run(args: TrainArgs) -> Result<()> {
     crate::ui::catch_interrupts();
@@ -78,28 +74,7 @@ fn new_config(args: &TrainArgs) -> Result<RunConfig> {
     if let Some(preset) = &args.preset {
         layers = layers.preset(preset);
     }
-    let mut layers = flags(layers, args)?;
-    if let Some(init) = layers.text("train", "init") {
-        let init = Path::new(&init);
-        if let Some(key) = layers.says(MODEL_TABLES, OF_TRAINING) {
-            return Err(Failure::mistake(format!(
-                "{key} cannot be set with --init: the model is what {} says it is",
-                init.display()
-            )));
-        }
-        let (spec, family) = checkpoint::load_spec(init)?;
-        layers = layers.model(&spec, family.name)?;
-    }
-    if let Some(batches) = layers.text("train", "batches") {
-        let (batch, sequence) = ReplaySource::shape_of(Path::new(&batches))?;
-        let whole = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        layers = layers.set_value("train.batch", whole(batch))?.set_value("train.sequence", whole(sequence))?;
-    }
-    let config = layers.resolve()?;
-    if config.train.batches.is_none() && config.data.paths.is_empty() {
-        return Err(Failure::mistake("no text given: say --data PATH (files or folders)"));
-    }
-    Ok(config)
+    Ok(setup::configure(flags(layers, args)?)?)
 }
 
 /// What flags say, over files and under nothing.
@@ -115,7 +90,8 @@ fn flags(mut layers: Layers, args: &TrainArgs) -> Result<Layers> {
         let paths: Vec<String> = args.data.iter().map(|p| path(p)).collect();
         layers = layers.set_value("data.paths", paths)?;
     }
-    let paths = [("train.init", &args.init), ("train.batches", &args.batches), ("data.tokenizer", &args.tokenizer)];
+    let paths =
+        [("train.init", &args.init), ("train.batches", &args.batches), ("data.tokenizer", &args.tokenizer)];
     for (key, value) in paths {
         if let Some(value) = value {
             layers = layers.set_value(key, path(value))?;
@@ -127,7 +103,9 @@ fn flags(mut layers: Layers, args: &TrainArgs) -> Result<Layers> {
         }
     }
     let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    for (flag, key, value) in [("--steps", "train.steps", &args.steps), ("--tokens", "train.tokens", &args.tokens)] {
+    for (flag, key, value) in
+        [("--steps", "train.steps", &args.steps), ("--tokens", "train.tokens", &args.tokens)]
+    {
         if let Some(value) = value {
             layers = layers.set_value(key, whole(size(flag, value)?))?;
         }
@@ -135,7 +113,8 @@ fn flags(mut layers: Layers, args: &TrainArgs) -> Result<Layers> {
     if let Some(minutes) = args.minutes {
         layers = layers.set_value("train.minutes", minutes)?;
     }
-    for (key, value) in [("train.seed", args.seed), ("train.threads", args.common.threads.map(|n| n as u64))] {
+    for (key, value) in [("train.seed", args.seed), ("train.threads", args.common.threads.map(|n| n as u64))]
+    {
         if let Some(value) = value {
             layers = layers.set_value(key, whole(value))?;
         }
@@ -183,9 +162,11 @@ fn train(setup: Setup, args: &TrainArgs) -> Result<()> {
     let cost = footprint(spec, trainer.config.train.sequence);
     let sample = match (&tokenizer, quiet && !args.common.json) {
         (Some(tokenizer), false) => {
-            let sampling = Sampling { temperature: 0.8, top_k: 0, top_p: 0.95, seed: trainer.config.train.seed };
+            let sampling =
+                Sampling { temperature: 0.8, top_k: 0, top_p: 0.95, seed: trainer.config.train.seed };
             let prompt = prompt(&trainer.eval, tokenizer)?;
-            let done = generate(&trainer.decoder, tokenizer.inner(), &prompt, 96, &sampling, &[], &mut |_| Ok(()))?;
+            let done =
+                generate(&trainer.decoder, tokenizer.inner(), &prompt, 96, &sampling, &[], &mut |_| Ok(()))?;
             Some((prompt, done.text))
         }
         _ => None,
@@ -219,18 +200,19 @@ fn train(setup: Setup, args: &TrainArgs) -> Result<()> {
     }
     if !quiet {
         let show = args.out.display();
-        eprintln!("\nsaved in {show}; try: senmon generate {show} --prompt {:?}; go further by: {again} --tokens N", "pub fn ");
+        eprintln!(
+            "\nsaved in {show}; try: senmon generate {show} --prompt {:?}; go further by: {again} --tokens N",
+            "pub fn "
+        );
     }
     Ok(())
 }
 
 /// The beginning of a held-out text of the largest domain.
-fn prompt(
-    eval: &Option<(EvalText, EvalText)>,
-    tokenizer: &TextTokenizer,
-) -> Result<String> {
+fn prompt(eval: &Option<(EvalText, EvalText)>, tokenizer: &TextTokenizer) -> Result<String> {
     let Some((_, text)) = eval else { return Ok(String::new()) };
-    let Some((window, _)) = text.windows.iter().find(|(_, domain)| *domain == 0).or(text.windows.first()) else {
+    let Some((window, _)) = text.windows.iter().find(|(_, domain)| *domain == 0).or(text.windows.first())
+    else {
         return Ok(String::new());
     };
     let text = tokenizer.decode(&window[..window.len().min(24)])?;
@@ -323,10 +305,12 @@ fn words(summary: &Summary, cost: &Footprint, seen: &Seen, family: &str, root: &
     let loads = seen.mean_loads();
     if !loads.is_empty() {
         let steps = seen.loads.len();
-        let _ = writeln!(out, "\nload of each expert in % of its layer's tokens, over the last {steps} steps");
+        let _ =
+            writeln!(out, "\nload of each expert in % of its layer's tokens, over the last {steps} steps");
         let _ = writeln!(out, "layer     CV  experts");
         for (layer, load) in loads {
-            let mut shares: String = load.iter().take(32).map(|share| format!(" {:>4.1}", 100.0 * share)).collect();
+            let mut shares: String =
+                load.iter().take(32).map(|share| format!(" {:>4.1}", 100.0 * share)).collect();
             if load.len() > 32 {
                 let _ = write!(shares, " and {} more", load.len() - 32);
             }
