@@ -44,7 +44,9 @@ impl Failure {
 
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        let mut lines = self.message.lines().map(str::trim).filter(|line| !line.is_empty());
+        let lines = self.message.lines().map(str::trim).filter(|line| !line.is_empty());
+        // With RUST_BACKTRACE set, errors of the tensor library carry where they arose.
+        let mut lines = lines.take_while(|line| !line.starts_with("0: "));
         f.write_str(lines.next().unwrap_or("unknown error"))?;
         lines.try_for_each(|line| write!(f, "; {line}"))
     }

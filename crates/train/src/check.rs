@@ -242,12 +242,6 @@ impl RunConfig {
                     b.bias_rate, r.kind
                 ));
             }
-            if r.groups > 1 && r.kind != "sigmoid_bias" {
-                found.push(format!(
-                    "router.groups = {} has no effect with router.kind = \"{}\"",
-                    r.groups, r.kind
-                ));
-            }
         }
         let schedule = self.schedule();
         if let (crate::schedule::Warmup::Steps(n), Some(total)) =

@@ -5,7 +5,7 @@
 //! one with this name is whole.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::config::RunConfig;
@@ -22,7 +22,7 @@ const PREFIX: &str = "step-";
 const UNFINISHED: &str = ".tmp";
 /// Begins the name of a file that is about to take its place in the run folder.
 pub(crate) const PUBLISHING: &str = ".publishing-";
-/// Begins the name of a file that is being written.
+/// Begins the name of a file that is being written ([`senmon_models::files`]).
 const WRITING: &str = ".writing-";
 
 /// A run folder that this process alone writes to.
@@ -249,35 +249,7 @@ impl Drop for Pending {
 
 /// Writes a file as a whole: into a temporary file beside it, to the disk, then renamed.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let failed = || TrainError::io("write", path);
-    let mut file = tempfile::Builder::new()
-        .prefix(WRITING)
-        .permissions_like_created()
-        .tempfile_in(parent)
-        .map_err(failed())?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(failed())?;
-    file.persist(path).map_err(|e| failed()(e.error))?;
-    sync_folder(parent)
-}
-
-/// Temporary files are private; what is left in a run folder is as readable as any other new file.
-trait PermissionsLikeCreated {
-    fn permissions_like_created(&mut self) -> &mut Self;
-}
-
-impl PermissionsLikeCreated for tempfile::Builder<'_, '_> {
-    #[cfg(unix)]
-    fn permissions_like_created(&mut self) -> &mut Self {
-        use std::os::unix::fs::PermissionsExt;
-        // The umask takes its part.
-        self.permissions(fs::Permissions::from_mode(0o666))
-    }
-
-    #[cfg(not(unix))]
-    fn permissions_like_created(&mut self) -> &mut Self {
-        self
-    }
+    Ok(senmon_models::files::write_whole(path, |file| file.write_all(bytes))?)
 }
 
 /// Takes the name away first, so that a half-removed checkpoint is never taken for a whole one.

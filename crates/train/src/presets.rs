@@ -3,7 +3,7 @@
 //! A preset is a whole configuration to start from. Its dense form (`model.ffn = "dense"`) has layers that cost the
 //! same operations per token as its MoE layers, the router counted.
 
-use senmon_models::spec::{FfnSpec, MlpSpec, ModelSpec, QkNorm};
+use senmon_models::spec::ModelSpec;
 
 use crate::config::{Count, ExpertsConfig, ModelConfig, OptimizerConfig, RunConfig, TrainConfig};
 use crate::error::{Result, TrainError};
@@ -99,46 +99,10 @@ pub struct Footprint {
 
 /// Counts a model at sequences of `sequence` tokens.
 pub fn footprint(spec: &ModelSpec, sequence: usize) -> Footprint {
-    let (h, v) = (spec.hidden as u64, spec.vocab as u64);
-    let a = &spec.attention;
-    let (q, kv) = ((a.heads * a.head_dim) as u64, (a.kv_heads * a.head_dim) as u64);
-    let mlp = |m: &MlpSpec| (if m.gated { 3 } else { 2 }) * h * m.intermediate as u64;
-
-    let products = h * q + 2 * h * kv + q * h;
-    let qkv_bias = if a.qkv_bias { q + 2 * kv } else { 0 };
-    let out_bias = if a.out_bias { h } else { 0 };
-    let qk_norm = match a.qk_norm {
-        QkNorm::None => 0,
-        QkNorm::Head => 2 * a.head_dim as u64,
-        QkNorm::Full => q + kv,
-    };
-    let vectors = 2 * h + qkv_bias + out_bias + qk_norm;
-    // Query·key and weight·value: every token sees (S + 1) / 2 others on average, or what the window lets it see.
-    let window = a.window.unwrap_or(sequence).min(sequence) as u64;
-    let s = (sequence as u64).max(1);
-    let seen_by_all = window * (window + 1) / 2 + (s.saturating_sub(window)) * window;
-    let scores = 4 * q * seen_by_all / s;
-
-    let (mut total, mut active, mut flops) = (0, 0, 0);
-    for layer in &spec.layers {
-        let (all, met) = match layer {
-            FfnSpec::Dense(m) => (mlp(m), mlp(m)),
-            FfnSpec::Moe(m) => {
-                let shared = mlp(&MlpSpec { intermediate: m.shared_intermediate, ..m.expert.clone() });
-                let router = h * m.experts as u64;
-                let one = mlp(&m.expert);
-                (one * m.experts as u64 + shared + router, one * m.top_k as u64 + shared + router)
-            }
-        };
-        total += products + vectors + all;
-        active += products + vectors + met;
-        flops += 2 * (products + met) + scores;
-    }
-    // The last norm and the head; the embedding table if it is another tensor.
-    let head = h + h * v;
+    let counts = spec.counts();
     Footprint {
-        total: total + head + if spec.tie_embeddings { 0 } else { h * v },
-        active: active + head,
-        flops_per_token: flops + 2 * h * v,
+        total: counts.total,
+        active: counts.active,
+        flops_per_token: spec.flops_per_token(sequence),
     }
 }

@@ -4,10 +4,11 @@
 //! holds). Threads and blocks cut rows and columns, never k; so the bits of an element depend on its row of A and
 //! its column of B alone, not on how many rows, groups or threads there are.
 //!
-//! A task computes a block of C of at most [`MAX_M`] × [`MAX_N`] elements. It walks k in steps of [`KC`]: the block of B
-//! is packed into panels of as many columns as the micro-kernel has lanes (they stay in the second-level cache),
-//! then each panel of a few rows of A is packed (first-level cache) and met with all of them. Packing is also
-//! where rows are gathered (tokens of an expert), scaled (gate weights) and transposed.
+//! A task computes a block of C of at most [`MAX_N`] columns and, where C is visited more than once or A is packed
+//! across, [`MAX_M`] rows. It walks k in steps of [`KC`]: the block of B is packed into panels of as many columns as the
+//! micro-kernel has lanes (they stay in the second-level cache), then each panel of a few rows of A is packed
+//! (first-level cache) and met with all of them. Packing is also where rows are gathered (tokens of an expert),
+//! scaled (gate weights) and transposed.
 
 mod micro;
 mod pack;
@@ -18,7 +19,7 @@ use pack::Scratch;
 
 /// Steps of k between two visits to C.
 pub(crate) const KC: usize = 512;
-/// Rows of C in one task, at most (a multiple of every micro-kernel's rows).
+/// Rows of C in one task whose A is packed across, at most (a multiple of every micro-kernel's rows).
 pub(crate) const MAX_M: usize = 504;
 /// Columns of C in one task, at most (a multiple of every micro-kernel's columns).
 pub(crate) const MAX_N: usize = 512;
@@ -267,9 +268,16 @@ fn cut(level: Level, products: &[Product], threads: usize) -> Vec<Block> {
             continue;
         }
         let widest = if p.twin.is_some() { MAX_N / 2 } else { MAX_N };
+        // Where C is visited once, a block may be as high as it likes; else C should stay in the caches.
+        let highest = if p.a.k_inner && p.k <= KC { p.m.next_multiple_of(mr) } else { MAX_M };
         let mut cols = p.n.div_ceil(p.n.div_ceil(widest));
-        let mut rows = p.m.div_ceil(p.m.div_ceil(MAX_M));
+        let mut rows = p.m.div_ceil(p.m.div_ceil(highest));
         let cost = |rows: usize, cols: usize| work(p) / (p.m * p.n) as f64 * (rows * cols) as f64;
+        // Rows along which k runs are copied as they are, a panel at a time: packing them again for every block of
+        // columns costs little, packing B again for every block of rows much.
+        while p.a.k_inner && cost(rows, cols) > most && cols >= 16 * nr {
+            cols = cols.div_ceil(2);
+        }
         // Narrower blocks pack A more often, lower ones pack B more often: give up whichever is longer.
         while cost(rows, cols) > most && (rows > 4 * mr || cols > 4 * nr) {
             if rows > 4 * mr && (rows >= cols || cols <= 4 * nr) {
@@ -278,7 +286,7 @@ fn cut(level: Level, products: &[Product], threads: usize) -> Vec<Block> {
                 cols = cols.div_ceil(2);
             }
         }
-        let rows = rows.next_multiple_of(mr).min(MAX_M);
+        let rows = rows.next_multiple_of(mr).min(highest);
         let cols = cols.next_multiple_of(nr).min(widest);
         // Neighbours in the list share rows of A, which are then still in a shared cache.
         for m0 in (0..p.m).step_by(rows) {

@@ -11,6 +11,9 @@ use senmon_models::{ModelError, checkpoint};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+/// How a generation ends that Ctrl-C ended.
+const INTERRUPTED_FINISH: &str = "interrupted";
+
 /// What came of a generation.
 pub(super) struct Generated {
     pub text: String,
@@ -54,7 +57,7 @@ pub(super) fn generate(
     let (mut text, mut tokens, mut finish) = (String::new(), Vec::new(), "length");
     while tokens.len() < max_tokens {
         if INTERRUPTED.load(Ordering::Relaxed) {
-            finish = "interrupted";
+            finish = INTERRUPTED_FINISH;
             break;
         }
         let Some(token) = sampling.pick(&logits, tokens.len() as u64) else {
@@ -127,6 +130,9 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
             "[{n} tokens, {decode:.0} tokens/s; prompt of {} tokens, {prefill:.0} tokens/s; ended by {why}]",
             done.prompt_tokens
         );
+    }
+    if done.finish == INTERRUPTED_FINISH {
+        return Err(Failure::interrupted("interrupted"));
     }
     Ok(())
 }

@@ -13,6 +13,11 @@ pub(super) fn run(args: LogitsArgs) -> Result<()> {
     if let Some(token) = args.tokens.iter().find(|token| **token as usize >= vocab) {
         return Err(Failure::mistake(format!("token {token} is not in the model's vocabulary of {vocab}")));
     }
+    let most = loaded.spec.max_positions;
+    if args.tokens.len() > most {
+        let n = args.tokens.len();
+        return Err(Failure::mistake(format!("{n} tokens are more than the {most} positions of the model")));
+    }
     let decoder = Decoder::new(&loaded.spec, loaded.params, false)?;
     let logits = decoder.logits(&args.tokens, &mut decoder.cache(), false, &mut Pass::default())?;
     let bytes: Vec<u8> = logits.iter().flat_map(|x| x.to_le_bytes()).collect();

@@ -1,0 +1,86 @@
+//! What the tests of the binary share: a folder of their own with a little text, and a model so small that training it
+//! takes a fraction of a second.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+/// What makes the model tiny.
+pub const MODEL: &str = "--set model.layers=1 --set model.hidden=32 --set model.heads=2 --set experts.count=4 \
+    --set experts.intermediate=16 --set data.vocab=300";
+/// What makes a step tiny.
+pub const BATCH: &str = "--set train.batch=2 --set train.sequence=32";
+/// What a test wants of every command.
+pub const CALM: &str = "--threads 1 --quiet";
+
+/// A folder in which commands run, with text in `text` and a cache of its own; it goes with the value.
+pub struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    /// A fresh folder with text.
+    pub fn new() -> Self {
+        let place = Self { dir: tempfile::tempdir().unwrap() };
+        place.write_corpus();
+        place
+    }
+
+    /// A path in the folder; commands know it by `name` alone.
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The binary with these arguments, separated by spaces.
+    pub fn senmon(&self, arguments: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_senmon"));
+        command.args(arguments.split_whitespace()).current_dir(self.dir.path());
+        command.env("SENMON_CACHE", self.path("cache")).env_remove("SENMON_SIMD");
+        command
+    }
+
+    /// `train` of a tiny model for three steps, with these arguments before those that make it so.
+    pub fn train(&self, arguments: &str) -> Command {
+        self.senmon(&format!("train {arguments} {MODEL} {BATCH} --steps 3 {CALM}"))
+    }
+
+    /// About 230 kB in ten packages of two files, so that a package can be held out. Always the same.
+    fn write_corpus(&self) {
+        const WORDS: [&str; 40] = [
+            "fn", "let", "mut", "struct", "impl", "pub", "return", "match", "else", "while", "for", "string",
+            "result", "some", "none", "the", "of", "and", "router", "expert", "token", "gate", "value",
+            "path", "error", "file", "every", "which", "between", "layer", "window", "number", "weight",
+            "balance", "load", "reader", "place", "folder", "line", "answer",
+        ];
+        let mut state = 1u64;
+        let mut draw = |below: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize % below
+        };
+        for package in 0..10 {
+            let folder = self.path(format!("text/package{package}-1.0.{package}"));
+            fs::create_dir_all(folder.join("src")).unwrap();
+            for name in ["README.md", "src/lib.rs"] {
+                let mut text = String::new();
+                for _ in 0..200 {
+                    for _ in 0..9 {
+                        text.push_str(WORDS[draw(WORDS.len())]);
+                        text.push_str(["", "_", "s", "(", ");"][draw(5)]);
+                        text.push(' ');
+                    }
+                    text.push('\n');
+                }
+                fs::write(folder.join(name), text).unwrap();
+            }
+        }
+    }
+}
+
+/// Runs what must succeed.
+pub fn done(mut command: Command) -> Output {
+    let output = command.output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?} ended with {}: {error}", output.status);
+    output
+}
