@@ -205,7 +205,9 @@ enum OneOrMany {
 impl RuleFile {
     fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => DataError::NoSuchPath { path: path.to_owned() },
+            std::io::ErrorKind::NotFound => {
+                DataError::NoSuchFile { path: path.to_owned(), key: "data.domains" }
+            }
             _ => DataError::Unreadable { path: path.to_owned(), source },
         })?;
         let toml = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("toml"));
@@ -313,7 +315,7 @@ mod tests {
             let error = RuleFile::read(&path).err().unwrap().to_string();
             assert!(error.contains(words) && error.contains(name), "{error}");
         }
-        assert!(matches!(RuleFile::read(&dir.path().join("none")), Err(DataError::NoSuchPath { .. })));
+        assert!(matches!(RuleFile::read(&dir.path().join("none")), Err(DataError::NoSuchFile { .. })));
     }
 
     #[test]

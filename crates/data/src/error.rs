@@ -16,6 +16,14 @@ pub enum DataError {
         /// The path as it was given.
         path: PathBuf,
     },
+    /// A file that a key names does not exist.
+    #[error("no such file: {} (check {key})", path.display())]
+    NoSuchFile {
+        /// The path as it was given.
+        path: PathBuf,
+        /// The key, with its table.
+        key: &'static str,
+    },
     /// A path that the user named cannot be read.
     #[error("cannot read {}: {source} (check its permissions)", path.display())]
     Unreadable {

@@ -60,12 +60,14 @@ impl TextTokenizer {
     /// `tokenizer_config.json` beside it, else from well-known names.
     ///
     /// # Errors
-    /// [`DataError::NoSuchPath`], [`DataError::Unreadable`], [`DataError::NotATokenizer`].
+    /// [`DataError::NoSuchFile`], [`DataError::Unreadable`], [`DataError::NotATokenizer`].
     pub fn from_file(path: &Path) -> Result<Self> {
         let file: PathBuf = if path.is_dir() { path.join("tokenizer.json") } else { path.to_owned() };
         let not = |reason: String| DataError::NotATokenizer { path: file.clone(), reason };
         let bytes = fs::read(&file).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => DataError::NoSuchPath { path: file.clone() },
+            std::io::ErrorKind::NotFound => {
+                DataError::NoSuchFile { path: file.clone(), key: "data.tokenizer" }
+            }
             _ => DataError::Unreadable { path: file.clone(), source },
         })?;
         let json = String::from_utf8(bytes).map_err(|_| not("it is not UTF-8 text".to_owned()))?;
@@ -328,7 +330,7 @@ mod tests {
             assert!(error.to_string().contains("tokenizer.json"), "{error}");
         }
         let error = TextTokenizer::from_file(&dir.path().join("none.json")).unwrap_err();
-        assert!(matches!(error, DataError::NoSuchPath { .. }), "{error}");
+        assert!(matches!(error, DataError::NoSuchFile { .. }), "{error}");
     }
 
     #[test]

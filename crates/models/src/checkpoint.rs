@@ -6,7 +6,7 @@
 use crate::audit;
 use crate::error::{ModelError, Result};
 use crate::families::{self, Family, Json};
-use crate::files::write_whole;
+use crate::files::{is_file, write_whole};
 use crate::params::{Part, param_defs, parts};
 use crate::spec::ModelSpec;
 use serde_json::{Map, Value, json};
@@ -94,7 +94,7 @@ pub fn load_spec(folder: &Path) -> Result<(ModelSpec, &'static Family)> {
         let what = if folder.exists() { "is not a folder with a model" } else { "there is no such folder" };
         return Err(ModelError::File { path: folder.into(), what: what.into() });
     }
-    if !path.is_file() {
+    if !is_file(&path)? {
         return Err(ModelError::File {
             path: folder.into(),
             what: "holds no model: config.json is missing".into(),
@@ -123,7 +123,8 @@ pub fn load(folder: &Path) -> Result<Checkpoint> {
     }
     let unused = audit::leftovers(&spec, &parts, &files, &params)?;
     audit::twins(&spec, family, folder, &params)?;
-    let tokenizer = Some(folder.join("tokenizer.json")).filter(|path| path.is_file());
+    let tokenizer = folder.join("tokenizer.json");
+    let tokenizer = is_file(&tokenizer)?.then_some(tokenizer);
     let generation = generation_defaults(folder)?;
     Ok(Checkpoint { spec, family, params, tokenizer, generation, unused })
 }
@@ -131,7 +132,7 @@ pub fn load(folder: &Path) -> Result<Checkpoint> {
 /// Reads `generation_config.json`, where there is one.
 pub fn generation_defaults(folder: &Path) -> Result<GenerationDefaults> {
     let path = folder.join("generation_config.json");
-    if !path.is_file() {
+    if !is_file(&path)? {
         return Ok(GenerationDefaults::default());
     }
     let json = Json::new(&path, read_json(&path)?)?;
@@ -162,11 +163,11 @@ impl Files {
         let single = folder.join("model.safetensors");
         let index = folder.join(INDEX);
         let mut files = Files { paths: Vec::new(), files: Vec::new(), tensors: BTreeMap::new() };
-        if single.is_file() {
+        if is_file(&single)? {
             files.add(single, None)?;
             return Ok(files);
         }
-        if !index.is_file() {
+        if !is_file(&index)? {
             let mut what = "has no model.safetensors and no model.safetensors.index.json".to_owned();
             if folder.join("pytorch_model.bin").is_file()
                 || folder.join("pytorch_model.bin.index.json").is_file()

@@ -5,6 +5,17 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
+/// True if a file is there; that it may not be looked at is an error, not an absence.
+pub fn is_file(path: &Path) -> Result<bool> {
+    match std::fs::metadata(path) {
+        Ok(found) => Ok(found.is_file()),
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            Ok(false)
+        }
+        Err(e) => Err(ModelError::io("read", path)(e)),
+    }
+}
+
 /// Writes a file through `write`: into a temporary file beside it, to the disk, then renamed over it. When anything
 /// fails, nothing is left and what was there stays.
 pub fn write_whole(path: &Path, write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>) -> Result<()> {

@@ -6,7 +6,12 @@ use std::path::PathBuf;
 
 /// Trains, runs and explains Mixture-of-Experts language models on ordinary CPUs.
 #[derive(Debug, Parser)]
-#[command(name = "senmon", version, about, max_term_width = 100, after_help = "\
+#[command(
+    name = "senmon",
+    version,
+    about,
+    max_term_width = 100,
+    after_help = "\
 Examples:
   senmon train --data ~/.cargo/registry/src --minutes 3 --out runs/first
   senmon generate runs/first --prompt \"pub fn \"
@@ -14,7 +19,8 @@ Examples:
 
 Results go to standard output (with --json as one JSON document), talk to standard error.
 Exit status: 0 done, 2 a mistake that you can put right, 130 ended by Ctrl-C, 1 anything else.
-SENMON_SIMD=avx512|avx2|portable lowers the instruction set.")]
+SENMON_SIMD=avx512|avx2|portable lowers the instruction set."
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -35,14 +41,24 @@ pub enum Command {
     /// What is in a model: parameters in total and active, experts, routers, memory
     Inspect(InspectArgs),
     /// Measure speed beside the machine's own limits
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  senmon bench layer --experts 8,64
+  senmon bench train --threads 2 --json"
+    )]
     Bench(Bench),
     /// Print a completion script for a shell
+    #[command(
+        after_help = "Example:\n  senmon completions bash > ~/.local/share/bash-completion/completions/senmon"
+    )]
     Completions {
         /// Which shell.
         shell: Shell,
     },
     /// Print the manual page
+    #[command(after_help = "Example:\n  senmon man > ~/.local/share/man/man1/senmon.1")]
     Man,
 }
 
@@ -171,7 +187,7 @@ pub struct GenerateArgs {
     #[arg(long, short = 'n', value_name = "N", default_value_t = 200)]
     pub max_tokens: usize,
     /// 0 takes the likeliest token, 1 the model's own distribution
-    #[arg(long, value_name = "T", default_value_t = 0.8)]
+    #[arg(long, value_name = "T", default_value_t = 0.8, allow_negative_numbers = true)]
     pub temperature: f32,
     /// Only the likeliest so many tokens; 0 for all
     #[arg(long, value_name = "K", default_value_t = 0)]

@@ -86,6 +86,24 @@ pub enum TrainError {
         /// What is missing.
         reason: String,
     },
+    /// The run to resume has nothing left to do.
+    #[error("{} is done ({step} steps, {tokens} tokens): go further by --steps, --tokens or --minutes", path.display())]
+    IsDone {
+        /// The folder.
+        path: PathBuf,
+        /// Steps done.
+        step: u64,
+        /// Tokens trained on.
+        tokens: u64,
+    },
+    /// A checkpoint could not be written; an earlier one is whole.
+    #[error("{what}; step {step} is saved: go on from it by --resume when that is put right")]
+    Unsaved {
+        /// What went wrong.
+        what: Box<TrainError>,
+        /// The step of the newest whole checkpoint.
+        step: u64,
+    },
     /// Another process is training into the folder.
     #[error("{} is in use by another process: wait for it, or choose another --out", path.display())]
     InUse {
@@ -144,6 +162,7 @@ impl TrainError {
         match self {
             TrainError::Data(e) => e.is_users_mistake(),
             TrainError::Model(e) => e.is_users_mistake(),
+            TrainError::Unsaved { what, .. } => what.is_users_mistake(),
             TrainError::NonFinite { .. }
             | TrainError::Moe(_)
             | TrainError::Tensor(_)

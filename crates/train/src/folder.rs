@@ -29,8 +29,8 @@ const WRITING: &str = ".writing-";
 #[derive(Debug)]
 pub struct RunFolder {
     root: PathBuf,
-    /// True if the folder itself was made here.
-    made: bool,
+    /// The folder and those above it that were made here, the highest last.
+    made: Vec<PathBuf>,
     /// Held, not read: the lock ends with it.
     _lock: File,
 }
@@ -57,10 +57,12 @@ impl RunFolder {
     pub fn create(root: &Path) -> Result<Self> {
         let made = match fs::metadata(root) {
             Ok(meta) if !meta.is_dir() => return Err(TrainError::NotAFolder { path: root.to_owned() }),
-            Ok(_) => false,
+            Ok(_) => Vec::new(),
             Err(e) if e.kind() == ErrorKind::NotFound => {
+                let new = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+                let made = root.ancestors().take_while(new).map(Path::to_owned).collect();
                 fs::create_dir_all(root).map_err(TrainError::io("create", root))?;
-                true
+                made
             }
             Err(e) => return Err(TrainError::io("read", root)(e)),
         };
@@ -91,7 +93,7 @@ impl RunFolder {
             return Err(no_run("it has no senmon.toml"));
         }
         let lock = take_lock(root)?;
-        let folder = Self { root: root.to_owned(), made: false, _lock: lock };
+        let folder = Self { root: root.to_owned(), made: Vec::new(), _lock: lock };
         folder.sweep()?;
         Ok(folder)
     }
@@ -131,9 +133,9 @@ impl RunFolder {
                 let _ = fs::remove_file(self.root.join(name));
             }
         }
-        if self.made {
+        for folder in &self.made {
             // Only an empty folder goes.
-            let _ = fs::remove_dir(&self.root);
+            let _ = fs::remove_dir(folder);
         }
     }
 

@@ -100,9 +100,5 @@ pub struct Footprint {
 /// Counts a model at sequences of `sequence` tokens.
 pub fn footprint(spec: &ModelSpec, sequence: usize) -> Footprint {
     let counts = spec.counts();
-    Footprint {
-        total: counts.total,
-        active: counts.active,
-        flops_per_token: spec.flops_per_token(sequence),
-    }
+    Footprint { total: counts.total, active: counts.active, flops_per_token: spec.flops_per_token(sequence) }
 }

@@ -84,12 +84,23 @@ pub fn resume(
     cache: &Path,
     progress: &dyn DataProgress,
 ) -> Result<Setup> {
-    let parts = match folder.newest()? {
-        Some(checkpoint) => go_on(config, &folder, &checkpoint, cache, progress)?,
+    let Some(checkpoint) = folder.newest()? else {
         // The process was killed before the first checkpoint.
-        None => begin(config, &folder, cache, progress)?,
+        return Ok(begin(config, &folder, cache, progress)?.with(folder));
     };
-    Ok(parts.with(folder))
+    let setup = go_on(config, folder.root(), &checkpoint, cache, progress)?.with(folder);
+    let Trainer { config, folder, progress, .. } = &setup.trainer;
+    if setup.trainer.is_over() {
+        return Err(TrainError::IsDone {
+            path: folder.root().to_owned(),
+            step: progress.step,
+            tokens: progress.tokens,
+        });
+    }
+    // Only what goes on is written down.
+    folder.write_config(config)?;
+    state::publish(&checkpoint.path, folder.root())?;
+    Ok(setup)
 }
 
 /// All of a run but its folder.
@@ -205,7 +216,7 @@ fn begin(
 /// An earlier run.
 fn go_on(
     mut config: RunConfig,
-    folder: &RunFolder,
+    root: &Path,
     from: &Checkpoint,
     cache: &Path,
     progress: &dyn DataProgress,
@@ -236,25 +247,12 @@ fn go_on(
         ));
     }
     config.make_paths_absolute()?;
-    folder.write_config(&config)?;
-    state::publish(&from.path, folder.root())?;
-    let extra = [TOKENIZER, TOKENIZER_CONFIG].map(|name| from.path.join(name));
-    let extra = extra
-        .into_iter()
-        .filter(|path| path.is_file())
-        .filter_map(|path| path.file_name().map(|n| folder.root().join(n)));
+    // They stay in the run folder; this checkpoint will be removed.
+    let names = [TOKENIZER, TOKENIZER_CONFIG].into_iter().filter(|name| from.path.join(name).is_file());
+    let extra = names.map(|name| root.join(name)).collect();
     let progress = Progress { simd, data: fed.key.clone(), ..resumed.progress };
-    let extra = extra.collect();
-    Ok(Parts {
-        config,
-        fed,
-        decoder: resumed.decoder,
-        adamw: resumed.adamw,
-        progress,
-        alarms: resumed.alarms,
-        extra,
-        notes,
-    })
+    let (decoder, adamw, alarms) = (resumed.decoder, resumed.adamw, resumed.alarms);
+    Ok(Parts { config, fed, decoder, adamw, progress, alarms, extra, notes })
 }
 
 /// Opens the text or the batches. `vocab` is the model's, where it is there already.

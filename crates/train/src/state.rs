@@ -9,7 +9,7 @@ use senmon_kernels::simd::Level;
 use senmon_models::checkpoint;
 use senmon_models::decoder::{Decoder, Slot};
 use senmon_models::params::param_defs;
-use senmon_models::spec::ModelSpec;
+use senmon_models::spec::{FfnSpec, ModelSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::alarms::Alarms;
@@ -107,6 +107,8 @@ pub(crate) fn publish(from: &Path, root: &Path) -> Result<()> {
             fs::copy(&source, &temporary).map_err(TrainError::io("write", &temporary))?;
         }
         fs::rename(&temporary, &target).map_err(TrainError::io("write", &target))?;
+        // Between two names of one file a rename does nothing.
+        let _ = fs::remove_file(&temporary);
     }
     Ok(())
 }
@@ -153,7 +155,10 @@ pub fn load(
         let reason = format!("says step {}, its folder step {}", progress.step, checkpoint.step);
         return Err(TrainError::State { path, reason });
     }
-    let loaded = checkpoint::load(&checkpoint.path)?;
+    let loaded = checkpoint::load(&checkpoint.path).map_err(|e| TrainError::State {
+        path: checkpoint.path.clone(),
+        reason: format!("{e}; remove this checkpoint to go on from the one before"),
+    })?;
     let refuse = |reason| Err(TrainError::State { path: checkpoint.path.clone(), reason });
     if let Some(reason) = difference("its state", &progress.spec, &loaded.spec) {
         return refuse(reason);
@@ -186,7 +191,7 @@ fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
 fn difference(who: &str, config: &ModelSpec, found: &ModelSpec) -> Option<String> {
     let tell = |what: &str, config: String, found: String| {
         (config != found).then(|| {
-            format!("the checkpoint has {what} {found}, {who} says {config}: put senmon.toml back as it was, or train into another --out")
+            format!("the checkpoint has {what} {found}, {who} says {config}: put that back as it was, or train into another --out")
         })
     };
     let sizes = |spec: &ModelSpec| {
@@ -204,7 +209,24 @@ fn difference(who: &str, config: &ModelSpec, found: &ModelSpec) -> Option<String
         .into_iter()
         .zip(sizes(found))
         .find_map(|((what, config), (_, found))| tell(what, config.to_string(), found.to_string()));
-    by_size.or_else(|| {
+    let experts = || {
+        let numbers = |layer: &FfnSpec| match layer {
+            FfnSpec::Dense(mlp) => {
+                [("a dense width of", mlp.intermediate), ("experts:", 0), ("experts per token:", 0)]
+            }
+            FfnSpec::Moe(moe) => [
+                ("experts of width", moe.expert.intermediate),
+                ("experts:", moe.experts),
+                ("experts per token:", moe.top_k),
+            ],
+        };
+        config.layers.iter().zip(&found.layers).enumerate().find_map(|(l, (c, f))| {
+            numbers(c).into_iter().zip(numbers(f)).find_map(|((_, c), (what, f))| {
+                tell(&format!("in layer {l} {what}"), c.to_string(), f.to_string())
+            })
+        })
+    };
+    by_size.or_else(experts).or_else(|| {
         let shapes = |spec: &ModelSpec| {
             param_defs(spec).into_iter().map(|def| (def.name, def.shape)).collect::<Vec<_>>()
         };
@@ -212,7 +234,9 @@ fn difference(who: &str, config: &ModelSpec, found: &ModelSpec) -> Option<String
         config
             .iter()
             .zip(&found)
-            .find_map(|(c, f)| tell("the parameter", format!("{c:?}"), format!("{f:?}")))
+            .find_map(|(c, f)| {
+                tell("the parameter", format!("{} {:?}", c.0, c.1), format!("{} {:?}", f.0, f.1))
+            })
             .or_else(|| tell("parameters:", config.len().to_string(), found.len().to_string()))
     })
 }

@@ -103,7 +103,7 @@ impl Trainer {
             threads: rayon::current_num_threads(),
         })?;
         let clock = TrainingClock::resume(self.progress.seconds);
-        let (mut saved, mut eval): (Option<u64>, Option<EvalRecord>) = (Some(first), None);
+        let (mut saved, mut eval): (u64, Option<EvalRecord>) = (first, None);
         let due = |every: u64, step: u64| every > 0 && step > 0 && step.is_multiple_of(every);
         let before = self.progress.tokens;
         let mut training_seconds = 0.0;
@@ -119,7 +119,7 @@ impl Trainer {
             let lr = schedule.lr(number - 1, done);
             let advice = format!(
                 "the checkpoint of step {} is good: go on from it by --resume with a lower optimizer.lr or optimizer.clip",
-                saved.unwrap_or_default()
+                saved
             );
             let (source, mut tokens) = (&self.source, 0u64);
             let done = self.progress.step * accumulate as u64;
@@ -167,18 +167,18 @@ impl Trainer {
                 eval = self.evaluate(false, observer, &stopped)?.or(eval);
             }
             if due(t.save_every, number) && !stopped() {
-                self.save(observer)?;
-                saved = Some(number);
+                self.save(observer, saved)?;
+                saved = number;
             }
         }
+        let evaluated = self.progress.evaluated;
         // The last evaluation comes before the last save: a run resumed from there does not tell it twice.
         if !stopped() && self.progress.evaluated < self.progress.step {
             eval = self.evaluate(true, observer, &stopped)?.or(eval);
-            saved = saved.filter(|_| self.eval.is_none());
         }
         let ending = if stopped() { Ending::Interrupted } else { Ending::Done };
-        if saved != Some(self.progress.step) {
-            self.save(observer)?;
+        if saved != self.progress.step || self.progress.evaluated > evaluated {
+            self.save(observer, saved)?;
         }
         let summary = Summary {
             ending,
@@ -210,9 +210,11 @@ impl Trainer {
         Ok(record)
     }
 
-    fn save(&self, observer: &mut dyn Observer) -> Result<()> {
-        observer.saving(self.progress.step)?;
-        let checkpoint = self.write()?;
+    /// Saves; `before` is the step of the newest checkpoint.
+    fn save(&self, observer: &mut dyn Observer, before: u64) -> Result<()> {
+        let unsaved = |what| TrainError::Unsaved { what: Box::new(what), step: before };
+        observer.saving(self.progress.step).map_err(unsaved)?;
+        let checkpoint = self.write().map_err(unsaved)?;
         observer.saved(checkpoint.step, &checkpoint.path)?;
         self.folder.prune(self.config.train.keep)?;
         Ok(())

@@ -144,8 +144,15 @@ fn refuse_zero(sizes: &[(&str, usize)]) -> Result<()> {
 /// A layer of experts and its dense twin: forward, and backward with the gradients of inputs and weights.
 pub(super) fn layer(args: BenchLayerArgs) -> Result<()> {
     let (t, h, i, k) = (args.tokens, args.hidden, args.intermediate, args.top_k);
-    let sizes =
-        [("--tokens", t), ("--hidden", h), ("--intermediate", i), ("--top-k", k), ("--runs", args.runs)];
+    let fewest = args.experts.iter().copied().min().unwrap_or(0);
+    let sizes = [
+        ("--experts", fewest),
+        ("--tokens", t),
+        ("--hidden", h),
+        ("--intermediate", i),
+        ("--top-k", k),
+        ("--runs", args.runs),
+    ];
     refuse_zero(&sizes)?;
     let Some(&first) = args.experts.first() else { return Err(Failure::mistake("--experts needs a number")) };
     let x = Var::from_vec(normal(1, t * h, 1.0), (t, h), &Device::Cpu)?;

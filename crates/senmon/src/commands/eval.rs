@@ -29,11 +29,15 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
         0 => None,
         n => Some(n as usize),
     };
+    if args.batch == 0 {
+        return Err(Failure::mistake("--batch 0 must be at least 1"));
+    }
     let loaded = checkpoint::load(&args.model)?;
     let config_path = args.model.join(senmon_train::folder::CONFIG);
     let config = match std::fs::read_to_string(&config_path) {
         Ok(text) => Some(RunConfig::from_toml(&config_path.display().to_string(), &text)?),
-        Err(_) => None,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+        Err(e) => return Err(Failure::mistake(format!("cannot read {}: {e}", config_path.display()))),
     };
     let sequence = args.sequence.or(config.as_ref().map(|c| c.train.sequence)).unwrap_or(256);
     if sequence == 0 || sequence > loaded.spec.max_positions {

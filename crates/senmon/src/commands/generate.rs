@@ -24,7 +24,7 @@ pub(super) struct Generated {
     pub decode_seconds: f64,
 }
 
-/// Continues `prompt` by up to `max_tokens`; `show` gets the text as soon as it is certain.
+/// Continues `prompt` by up to `max_tokens`; `show` gets the prompt, and then the text as soon as it is certain.
 pub(super) fn generate(
     decoder: &Decoder,
     tokenizer: &Tokenizer,
@@ -48,6 +48,7 @@ pub(super) fn generate(
             spec.max_positions
         )));
     }
+    show(prompt)?;
     let mut cache = decoder.cache();
     let started = Instant::now();
     let mut logits = decoder.logits(&prompt_tokens, &mut cache, true, &mut Pass::default())?;
@@ -103,9 +104,6 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
         Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     crate::ui::catch_interrupts();
     let json = args.common.json;
-    if !json {
-        print(&args.prompt)?;
-    }
     let mut show = |text: &str| if json || text.is_empty() { Ok(()) } else { print(text) };
     let done =
         generate(&decoder, &tokenizer, &args.prompt, args.max_tokens, &sampling, &args.stop, &mut show)?;

@@ -9,6 +9,9 @@ use senmon_models::{checkpoint, files};
 
 pub(super) fn run(args: LogitsArgs) -> Result<()> {
     let loaded = checkpoint::load(&args.model)?;
+    if std::fs::metadata(&args.out).is_ok_and(|found| !found.is_file()) {
+        return Err(Failure::mistake(format!("{} is no file that can be replaced", args.out.display())));
+    }
     let vocab = loaded.spec.vocab;
     if let Some(token) = args.tokens.iter().find(|token| **token as usize >= vocab) {
         return Err(Failure::mistake(format!("token {token} is not in the model's vocabulary of {vocab}")));

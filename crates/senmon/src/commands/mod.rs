@@ -46,12 +46,18 @@ fn render_man(page: &mut Vec<u8>) -> std::io::Result<()> {
     let mut command = Cli::command();
     command.build();
     clap_mangen::Man::new(command.clone()).render(page)?;
+    render_verbs(page, "SENMON", &command)
+}
+
+fn render_verbs(page: &mut Vec<u8>, above: &str, command: &clap::Command) -> std::io::Result<()> {
     for verb in command.get_subcommands().filter(|verb| verb.get_name() != "help") {
-        writeln!(page, ".SH \"SENMON {}\"", verb.get_name().to_uppercase())?;
+        let name = format!("{above} {}", verb.get_name().to_uppercase());
+        writeln!(page, ".SH \"{name}\"")?;
         let man = clap_mangen::Man::new(verb.clone());
         man.render_description_section(page)?;
         man.render_options_section(page)?;
         man.render_extra_section(page)?;
+        render_verbs(page, &name, verb)?;
     }
     Ok(())
 }

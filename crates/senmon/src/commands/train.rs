@@ -33,7 +33,12 @@ pub(super) fn run(args: TrainArgs) -> Result<()> {
     if args.resume {
         let folder = RunFolder::resume(&args.out)?;
         let layers = Layers::over(folder.read_config()?);
-        for (flag, given) in [("--data", !args.data.is_empty()), ("--batches", args.batches.is_some())] {
+        let fixed = [
+            ("--data", !args.data.is_empty()),
+            ("--batches", args.batches.is_some()),
+            ("--tokenizer", args.tokenizer.is_some()),
+        ];
+        for (flag, given) in fixed {
             if given {
                 return Err(Failure::mistake(format!(
                     "{flag} does not go with --resume: a run goes on with what it began with (to train on something else, \
@@ -47,15 +52,6 @@ pub(super) fn run(args: TrainArgs) -> Result<()> {
             let progress = DataProgress::new(args.common.quiet);
             let setup = setup::resume(config, folder, &cache_folder(), &progress)?;
             progress.done();
-            if setup.trainer.is_over() {
-                let done = &setup.trainer.progress;
-                return Err(Failure::mistake(format!(
-                    "{} is done ({} steps, {} tokens): go further by --steps, --tokens or --minutes",
-                    args.out.display(),
-                    done.step,
-                    short(done.tokens as f64)
-                )));
-            }
             train(setup, &args)
         })?;
     }
