@@ -291,7 +291,7 @@ impl Dataset {
             tokens = tokens.max(self.shards.length(shard)?);
         }
         let what = "the training part".to_owned();
-        Err(DataError::TooSmall { what, tokens, sequence, needed: sequence as u64 + 1 })
+        Err(DataError::TooSmall { what, tokens, sequence, needed: (sequence as u64).saturating_add(1) })
     }
 }
 

@@ -170,7 +170,12 @@ pub(crate) fn windows(
     if sequences.is_empty() {
         let most = streams.iter().map(|s| s.tokens.len()).max().unwrap_or(0) as u64;
         let what = format!("no domain of {what} is long enough: the longest");
-        return Err(DataError::TooSmall { what, tokens: most, sequence, needed: sequence as u64 + 1 });
+        return Err(DataError::TooSmall {
+            what,
+            tokens: most,
+            sequence,
+            needed: (sequence as u64).saturating_add(1),
+        });
     }
     Ok(sequences)
 }

@@ -123,6 +123,7 @@ impl TextTokenizer {
         > = TokenizerImpl::new(BPE::default());
         let split = ByteLevel::new(false, false, true);
         tokenizer.with_pre_tokenizer(Some(split)).with_decoder(Some(split));
+        let texts = texts.flat_map(|text| cut_long_runs(text.as_ref()));
         tokenizer.train(&mut trainer, texts).map_err(failed)?;
         let json = tokenizer.to_string(true).map_err(failed)?;
         Self::build(json, source.to_owned(), Some(END_OF_TEXT))
@@ -217,6 +218,25 @@ impl TextTokenizer {
         hasher.update(self.json.as_bytes()).update(&self.eos.unwrap_or(u32::MAX).to_le_bytes());
         hasher.finalize()
     }
+}
+
+/// Bytes without a white space after which a text is cut for the training of a tokenizer: its time grows with the square
+/// of the longest word, and a run of megabytes (encoded data, a script that knows no spaces) may be one word.
+const LONGEST_RUN: usize = 4096;
+
+/// The text in pieces, cut only where a run is too long.
+fn cut_long_runs(text: &str) -> Vec<String> {
+    let (mut pieces, mut start, mut run) = (Vec::new(), 0, 0);
+    for (at, character) in text.char_indices() {
+        if character.is_whitespace() {
+            run = at;
+        } else if at - run.max(start) >= LONGEST_RUN {
+            pieces.push(text[start..at].to_owned());
+            start = at;
+        }
+    }
+    pieces.push(text[start..].to_owned());
+    pieces
 }
 
 /// How the symbols of a vocabulary spell bytes.
@@ -317,6 +337,18 @@ mod tests {
         assert_eq!(again.encode(TEXT).unwrap(), a.encode(TEXT).unwrap());
         assert_eq!(again.bytes_of_tokens(), a.bytes_of_tokens());
         assert_eq!((again.eos(), again.key()), (a.eos(), a.key()));
+    }
+
+    #[test]
+    fn long_runs_are_cut_and_nothing_else_is() {
+        let lines = "some words\n".repeat(2000);
+        assert_eq!(cut_long_runs(&lines), [lines.as_str()]);
+        let run = format!("before {} after", "門".repeat(5000));
+        let pieces = cut_long_runs(&run);
+        assert_eq!(pieces.concat(), run);
+        assert!(pieces.len() > 3 && pieces.iter().all(|piece| piece.len() <= LONGEST_RUN + 10));
+        // A run of megabytes is trained on in a moment.
+        TextTokenizer::train(std::iter::once("門".repeat(500_000)), 300, "test").unwrap();
     }
 
     #[test]

@@ -162,7 +162,9 @@ fn rows_of_json_lines_are_documents_and_bad_ones_are_counted() {
     lines += &serde_json::json!({ "text": text(3) }).to_string();
     let path = put(dir.path(), "rows.jsonl", &lines);
     let rule = DomainRule::Column("kind".to_owned());
-    let data = open(&DataConfig { domains: rule, ..config(&[&path]) }).unwrap();
+    let cache = tempfile::tempdir().unwrap();
+    let data =
+        Dataset::open(&DataConfig { domains: rule, ..config(&[&path]) }, cache.path(), &Silent).unwrap();
     let report = data.report();
     assert_eq!((report.documents, report.duplicates), (200, 1), "{report:?}");
     assert_eq!(report.rows_skipped["not JSON objects"], 2);

@@ -170,7 +170,7 @@ fn damaged_shards_are_made_again() {
     let made = Made::new(20, 400);
     let expected: Vec<Batch> = {
         let data = made.open();
-        (0..60).map(|i| data.batch(i, 2, 32, 0).unwrap()).collect()
+        (0..240).map(|i| data.batch(i, 2, 32, 0).unwrap()).collect()
     };
     let files = made.shard_files();
     assert!(files.len() > 2);
