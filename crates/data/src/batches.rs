@@ -33,7 +33,7 @@ const TOKENIZER_SAMPLE: u64 = 24_000_000;
 pub struct Batch {
     /// [B, S + 1], row after row: inputs are the first S of a row, targets the last S.
     pub tokens: Vec<u32>,
-    /// [B], the domain that most targets of the row are from.
+    /// \[B\], the domain that most targets of the row are from.
     pub domains: Vec<u16>,
 }
 

@@ -210,8 +210,9 @@ fn choose(groups: &[Group], domains: usize, holdout: f64) -> Vec<bool> {
             held_of[*domain as usize] += bytes;
         }
     };
-    // First, something of every big domain, from small groups if there are.
-    for domain in 0..domains {
+    // First, something of every big domain, from small groups if there are. The smallest domain comes first: its groups
+    // hold some of the larger ones too, not the other way round.
+    for domain in (0..domains).rev() {
         let (bytes, in_groups) = sizes[domain];
         if in_groups < 2 || (bytes as f64) < BIG_DOMAIN * total as f64 {
             continue;

@@ -180,7 +180,7 @@ impl TextTokenizer {
         self.eos
     }
 
-    /// [V], the bytes of text that each token stands for; 0 for special tokens.
+    /// \[V\], the bytes of text that each token stands for; 0 for special tokens.
     ///
     /// Exact for byte-level tokenizers. Where a tokenizer changes the text first (lower case, Unicode normal forms, a
     /// space put before the first word) the count is that of the changed text.

@@ -1,5 +1,7 @@
 //! The split by group, measured on what batches and held-out windows really hold.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;

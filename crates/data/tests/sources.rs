@@ -1,5 +1,7 @@
 //! What is read, what is skipped and counted, and what each mistake says.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -121,7 +123,7 @@ fn a_given_folder_without_permission_is_an_error_and_a_nested_one_is_counted() {
     }
     put(dir.path(), "shut/b.txt", text(50));
     let shut = dir.path().join("shut");
-    fs::set_permissions(&shut, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&shut, fs::Permissions::from_mode(0o000)).unwrap();
     // Whoever may read everything (root) sees no error to test.
     if fs::read_dir(&shut).is_err() {
         let error = open(&config(&[&shut])).unwrap_err();

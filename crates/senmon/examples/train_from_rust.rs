@@ -21,7 +21,7 @@ struct Printer;
 
 impl Observer for Printer {
     fn step(&mut self, record: &StepRecord) -> Result<()> {
-        if record.step % 20 == 0 {
+        if record.step.is_multiple_of(20) {
             let cv = record.layers.iter().map(|layer| layer.load_cv).fold(0.0, f64::max);
             println!(
                 "step {:>3}: loss {:.3}, {:.0} tokens/s, greatest load CV {cv:.2}",

@@ -275,7 +275,7 @@ fn describe(spec: &ModelSpec, family: &str) -> Result<Table> {
         }
     }
     let mut all = to_table(&config)?;
-    all.retain(|table, _| MODEL_TABLES.iter().any(|name| *name == table));
+    all.retain(|table, _| MODEL_TABLES.contains(&table));
     remove(&mut all, "model", &["preset"]);
     Ok(all)
 }

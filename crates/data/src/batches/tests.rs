@@ -18,7 +18,7 @@ fn corpus(dir: &Path, files: u64, words: u64) -> DataConfig {
             text.push_str(
                 ["fn ", "let ", "value", "(x)", " = ", ";\n", "struct ", "impl "][(x % 8) as usize],
             );
-            if x % 5 == 0 {
+            if x.is_multiple_of(5) {
                 text.push_str(&format!("name{} ", x / 64 % 300));
             }
         }
@@ -260,7 +260,7 @@ proptest! {
         starts.sort_unstable();
         prop_assert!(starts.windows(2).all(|w| w[1] - w[0] == sequence as u64));
         if let (Some(first), Some(last)) = (starts.first(), starts.last()) {
-            prop_assert!(*first < sequence as u64 && last + sequence as u64 + 1 <= tokens);
+            prop_assert!(*first < sequence as u64 && last + (sequence as u64) < tokens);
         }
     }
 }
