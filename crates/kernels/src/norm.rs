@@ -17,7 +17,7 @@ const BLOCK: usize = 64;
 
 /// y = x · inv_rms · weight with inv_rms = 1 / √(mean(x²) + eps), row by row.
 ///
-/// `x` and `y` hold `rows` at their strides, `weight` is [width], `inv_rms` [tokens · heads] is written for the
+/// `x` and `y` hold `rows` at their strides, `weight` is \[width\], `inv_rms` [tokens · heads] is written for the
 /// backward. Panics when a slice does not fit.
 pub fn rms_forward(
     rows: Rows,
@@ -117,7 +117,7 @@ fn inverse_rms<const FMA: bool>(x: &[f32], eps: f32) -> f32 {
 }
 
 /// The backward of [`rms_forward`]: dx is written, or added to when `accumulate`; the gradient of the weight is
-/// added into `dweight` [width] where one is given.
+/// added into `dweight` \[width\] where one is given.
 ///
 /// `dy`, `x` and `dx` hold `rows` at their strides; `inv_rms` is what the forward saved. Panics when a slice does
 /// not fit.
@@ -221,7 +221,7 @@ by_level! {
 
 /// y = (x - mean) · inv_std · weight + bias with inv_std = 1 / √(variance + eps), row by row.
 ///
-/// `x` and `y` hold `rows` at their strides, `weight` and `bias` are [width]; `mean` and `inv_std` [tokens · heads]
+/// `x` and `y` hold `rows` at their strides, `weight` and `bias` are \[width\]; `mean` and `inv_std` [tokens · heads]
 /// are written for the backward. Panics when a slice does not fit.
 pub fn layer_forward(
     rows: Rows,
@@ -310,7 +310,7 @@ by_level! {
 }
 
 /// The backward of [`layer_forward`]: dx is written, or added to when `accumulate`; the gradients of weight and
-/// bias are added into `dweight` and `dbias` [width] where they are given.
+/// bias are added into `dweight` and `dbias` \[width\] where they are given.
 ///
 /// `dy`, `x` and `dx` hold `rows` at their strides; `mean` and `inv_std` are what the forward saved. Panics when a
 /// slice does not fit.

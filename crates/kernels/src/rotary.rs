@@ -54,7 +54,7 @@ impl Rope {
         2 * self.half
     }
 
-    /// The cosines and sines [half] of a position. Panics beyond the table.
+    /// The cosines and sines \[half\] of a position. Panics beyond the table.
     pub fn angles(&self, position: usize) -> (&[f32], &[f32]) {
         let range = position * self.half..(position + 1) * self.half;
         (&self.cos[range.clone()], &self.sin[range])
@@ -63,7 +63,7 @@ impl Rope {
 
 /// Rotates the first [`Rope::dim`] elements of each row of `x` by the angle of its token's position.
 ///
-/// `x` holds `rows` (width = D) at `stride`, `positions` is [T]. Panics when a slice does not fit, when a position is
+/// `x` holds `rows` (width = D) at `stride`, `positions` is \[T\]. Panics when a slice does not fit, when a position is
 /// beyond the table, or when D is less than what is rotated.
 pub fn apply(rope: &Rope, rows: Rows, x: &mut [f32], stride: usize, positions: &[u32]) {
     rotate_at(Level::current(), rope, rows, x, stride, positions, false);

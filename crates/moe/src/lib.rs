@@ -19,7 +19,7 @@
 //! ```
 //!
 //! The crate knows no whole model, no file and no process. Each heavy part is a candle op with its own backward over
-//! `senmon-kernels` ([`ops`]); [`reference`] composes the same from stock candle ops, for tests and for devices that have no kernel.
+//! `senmon-kernels` ([`ops`]); [`reference`](mod@reference) composes the same from stock candle ops, for tests and for devices that have no kernel.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 

@@ -4,8 +4,8 @@
 //! holds). Threads and blocks cut rows and columns, never k; so the bits of an element depend on its row of A and
 //! its column of B alone, not on how many rows, groups or threads there are.
 //!
-//! A task computes a block of C of at most [`MAX_N`] columns and, where C is visited more than once or A is packed
-//! across, [`MAX_M`] rows. It walks k in steps of [`KC`]: the block of B is packed into panels of as many columns as the
+//! A task computes a block of C of at most `MAX_N` columns and, where C is visited more than once or A is packed
+//! across, `MAX_M` rows. It walks k in steps of `KC`: the block of B is packed into panels of as many columns as the
 //! micro-kernel has lanes (they stay in the second-level cache), then each panel of a few rows of A is packed
 //! (first-level cache) and met with all of them. Packing is also where rows are gathered (tokens of an expert),
 //! scaled (gate weights) and transposed.

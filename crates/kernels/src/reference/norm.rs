@@ -1,6 +1,6 @@
 //! RMSNorm and LayerNorm over packed rows [N, width], in f64.
 
-/// y [N, width] and the inverse root mean squares [N] of `x` [N, width].
+/// y [N, width] and the inverse root mean squares \[N\] of `x` [N, width].
 pub fn rms_forward(width: usize, x: &[f64], weight: &[f64], eps: f64) -> (Vec<f64>, Vec<f64>) {
     let (mut y, mut inverses) = (Vec::new(), Vec::new());
     for x in x.chunks(width) {
@@ -11,7 +11,7 @@ pub fn rms_forward(width: usize, x: &[f64], weight: &[f64], eps: f64) -> (Vec<f6
     (y, inverses)
 }
 
-/// The gradients dx [N, width] and dweight [width].
+/// The gradients dx [N, width] and dweight \[width\].
 pub fn rms_backward(width: usize, dy: &[f64], x: &[f64], weight: &[f64], eps: f64) -> (Vec<f64>, Vec<f64>) {
     let (mut dx, mut dweight) = (Vec::new(), vec![0.0; width]);
     for (dy, x) in dy.chunks(width).zip(x.chunks(width)) {
@@ -44,7 +44,7 @@ pub fn layer_forward(width: usize, x: &[f64], weight: &[f64], bias: Option<&[f64
     y
 }
 
-/// The gradients dx [N, width], dweight [width] and dbias [width].
+/// The gradients dx [N, width], dweight \[width\] and dbias \[width\].
 pub fn layer_backward(
     width: usize,
     dy: &[f64],

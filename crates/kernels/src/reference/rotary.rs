@@ -1,6 +1,6 @@
 //! Rotary embedding of one head, in f64.
 
-/// Rotates element i of `head` with element i + half by position · frequencies[i], half = frequencies.len().
+/// Rotates element i of `head` with element i + half by position · frequencies\[i\], half = frequencies.len().
 pub fn rotate(head: &mut [f64], frequencies: &[f64], position: f64) {
     let half = frequencies.len();
     for i in 0..half {
