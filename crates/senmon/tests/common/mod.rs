@@ -1,6 +1,9 @@
 //! What the tests of the binary share: a folder of their own with a little text, and a model so small that training it
 //! takes a fraction of a second.
 
+// Each test file uses a part.
+#![allow(dead_code)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
