@@ -8,7 +8,7 @@ use std::time::Instant;
 /// Floating-point operations per second of f32 multiply-adds in registers, on `threads` threads at once (each
 /// multiply-add counts as two), with the instructions of `level`. Takes about 0.1 s.
 pub fn f32_flops(level: Level, threads: usize) -> f64 {
-    const STEPS: usize = 4_000_000;
+    const STEPS: usize = 40_000_000;
     together(threads, || multiply_adds(level.min(Level::detected()), STEPS))
 }
 
