@@ -176,7 +176,7 @@ pub struct EvalArgs {
 #[command(after_help = "\
 Examples:
   senmon generate runs/first --prompt \"pub fn \"
-  senmon generate runs/first --prompt \"# \" --max-tokens 100 --temperature 0 --stop \"\\n\\n\"")]
+  senmon generate runs/first --prompt \"# \" --max-tokens 100 --temperature 0 --stop $'\\n\\n'")]
 pub struct GenerateArgs {
     /// A folder with a model
     pub model: PathBuf,

@@ -254,12 +254,12 @@ fn describe(spec: &ModelSpec, family: &str) -> Result<Table> {
             ..config.experts
         };
         let is_moe: Vec<bool> = spec.layers.iter().map(|l| matches!(l, FfnSpec::Moe(_))).collect();
-        let patterns =
+        let mut patterns =
             (1..=is_moe.len()).flat_map(|every| (0..is_moe.len()).map(move |first| (first, every)));
         let fits = |&(first, every): &(usize, usize)| {
             is_moe.iter().enumerate().all(|(l, moe)| *moe == (l >= first && (l + 1).is_multiple_of(every)))
         };
-        if let Some((first_dense, every)) = { patterns }.find(fits) {
+        if let Some((first_dense, every)) = patterns.find(fits) {
             (config.experts.first_dense, config.experts.every) = (first_dense, every);
             let counts: Vec<usize> = spec
                 .layers

@@ -10,7 +10,7 @@ use crate::alarms::Alarms;
 use crate::config::RunConfig;
 use crate::error::{Result, TrainError};
 use crate::eval::{EvalText, evaluate};
-use crate::folder::{Checkpoint, RunFolder};
+use crate::folder::RunFolder;
 use crate::observer::{Ending, EvalRecord, Observer, RunInfo, StepRecord, Summary};
 use crate::presets::footprint;
 use crate::schedule::{Limits, TrainingClock};
@@ -118,8 +118,7 @@ impl Trainer {
             let done = limits.progress(self.progress.step, self.progress.tokens, clock.elapsed());
             let lr = schedule.lr(number - 1, done);
             let advice = format!(
-                "the checkpoint of step {} is good: go on from it by --resume with a lower optimizer.lr or optimizer.clip",
-                saved
+                "the checkpoint of step {saved} is good: go on from it by --resume with a lower optimizer.lr or optimizer.clip"
             );
             let (source, mut tokens) = (&self.source, 0u64);
             let done = self.progress.step * accumulate as u64;
@@ -214,24 +213,19 @@ impl Trainer {
     fn save(&self, observer: &mut dyn Observer, before: u64) -> Result<()> {
         let unsaved = |what| TrainError::Unsaved { what: Box::new(what), step: before };
         observer.saving(self.progress.step).map_err(unsaved)?;
-        let checkpoint = self.write().map_err(unsaved)?;
-        observer.saved(checkpoint.step, &checkpoint.path)?;
-        self.folder.prune(self.config.train.keep)?;
-        Ok(())
-    }
-
-    /// Writes a checkpoint of the state as it is.
-    pub(crate) fn write(&self) -> Result<Checkpoint> {
-        let family = &self.config.model.family;
-        state::save(
+        let checkpoint = state::save(
             &self.folder,
             &self.decoder,
             &self.adamw,
             &self.progress,
             &self.alarms,
-            family,
+            &self.config.model.family,
             &self.extra,
         )
+        .map_err(unsaved)?;
+        observer.saved(checkpoint.step, &checkpoint.path)?;
+        self.folder.prune(self.config.train.keep)?;
+        Ok(())
     }
 }
 
