@@ -15,7 +15,16 @@ pub enum Activation {
     Relu,
     /// max(x, 0)².
     Relu2,
+    /// x · Φ(x), Φ by tanh: 0.5·x·(1 + tanh(sqrt(2/π)·(x + 0.044715·x³))) (`gelu_new`, `gelu_pytorch_tanh`).
+    GeluTanh,
+    /// gpt-oss: gate·σ(1.702·gate) · (up + 1), the gate at most 7 and up within ±7.
+    Clamped,
 }
+
+/// Greatest gate, and greatest magnitude of up, of [`Activation::Clamped`].
+pub const CLAMP: f32 = 7.0;
+/// Steepness of the sigmoid of [`Activation::Clamped`].
+const STEEP: f32 = 1.702;
 
 /// The value and the slope at x.
 #[inline(always)]
@@ -33,6 +42,27 @@ fn at<const FMA: bool>(kind: Activation, x: f32) -> (f32, f32) {
         }
         Activation::Relu => (x.max(0.0), if x > 0.0 { 1.0 } else { 0.0 }),
         Activation::Relu2 => (x.max(0.0) * x.max(0.0), 2.0 * x.max(0.0)),
+        Activation::GeluTanh => {
+            // 0.5·(1 + tanh(u)) = σ(2u).
+            let (u, du) =
+                (0.797_884_6 * x * (1.0 + 0.044715 * x * x), 0.797_884_6 * (1.0 + 0.134145 * x * x));
+            let s = sigmoid::<FMA>(2.0 * u);
+            (x * s, s + 2.0 * x * s * (1.0 - s) * du)
+        }
+        Activation::Clamped => {
+            let (inside, x) = (if x <= CLAMP { 1.0 } else { 0.0 }, x.min(CLAMP));
+            let s = sigmoid::<FMA>(STEEP * x);
+            (x * s, inside * s * (1.0 + STEEP * x * (1.0 - s)))
+        }
+    }
+}
+
+/// What the up projection contributes, and its slope: itself, but for [`Activation::Clamped`].
+#[inline(always)]
+fn up_at(kind: Activation, up: f32) -> (f32, f32) {
+    match kind {
+        Activation::Clamped => (up.clamp(-CLAMP, CLAMP) + 1.0, if up.abs() <= CLAMP { 1.0 } else { 0.0 }),
+        _ => (up, 1.0),
     }
 }
 
@@ -56,6 +86,14 @@ macro_rules! for_kind {
                 const $k: Activation = Activation::Relu2;
                 $body
             }
+            Activation::GeluTanh => {
+                const $k: Activation = Activation::GeluTanh;
+                $body
+            }
+            Activation::Clamped => {
+                const $k: Activation = Activation::Clamped;
+                $body
+            }
         }
     };
 }
@@ -64,7 +102,7 @@ by_level! {
     /// `out = act(gate) · up`, element by element.
     pub fn gated(kind: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
         for_kind!(kind, |KIND| for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-            *out = at::<FMA>(KIND, *gate).0 * up;
+            *out = at::<FMA>(KIND, *gate).0 * up_at(KIND, *up).0;
         })
     }
 }
@@ -83,8 +121,9 @@ by_level! {
     pub fn gated_backward(kind: Activation, d_out: &[f32], gate: &mut [f32], up: &mut [f32]) {
         for_kind!(kind, |KIND| for ((d, gate), up) in d_out.iter().zip(gate).zip(up) {
             let (value, slope) = at::<FMA>(KIND, *gate);
-            *gate = d * *up * slope;
-            *up = d * value;
+            let (up_value, up_slope) = up_at(KIND, *up);
+            *gate = d * up_value * slope;
+            *up = d * value * up_slope;
         })
     }
 }
@@ -112,7 +151,17 @@ pub fn reference(kind: Activation, x: f64) -> f64 {
         }
         Activation::Relu => x.max(0.0),
         Activation::Relu2 => x.max(0.0).powi(2),
+        Activation::GeluTanh => {
+            let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+            0.5 * x * (1.0 + u.tanh())
+        }
+        Activation::Clamped => x.min(7.0) / (1.0 + (-1.702 * x.min(7.0)).exp()),
     }
+}
+
+/// What the up projection contributes, in f64.
+pub fn up_reference(kind: Activation, up: f64) -> f64 {
+    if kind == Activation::Clamped { up.clamp(-7.0, 7.0) + 1.0 } else { up }
 }
 
 #[cfg(test)]
@@ -120,12 +169,19 @@ mod tests {
     use super::*;
     use crate::simd::Level;
 
-    const KINDS: [Activation; 4] = [Activation::Silu, Activation::Gelu, Activation::Relu, Activation::Relu2];
+    const KINDS: [Activation; 6] = [
+        Activation::Silu,
+        Activation::Gelu,
+        Activation::Relu,
+        Activation::Relu2,
+        Activation::GeluTanh,
+        Activation::Clamped,
+    ];
 
     #[test]
     fn values_and_slopes_agree_with_the_definitions() {
         let xs: Vec<f32> = (-80..=80).map(|i| i as f32 * 0.1 + 0.013).collect();
-        let ups: Vec<f32> = xs.iter().map(|x| 1.5 - 0.2 * x).collect();
+        let ups: Vec<f32> = xs.iter().map(|x| 1.5 - 1.3 * x).collect();
         for level in Level::available() {
             for kind in KINDS {
                 let mut out = vec![0.0; xs.len()];
@@ -137,12 +193,13 @@ mod tests {
                 plain_backward(level, kind, &vec![1.0; xs.len()], &mut d_alone);
                 for i in 0..xs.len() {
                     let (x, up, h) = (xs[i] as f64, ups[i] as f64, 1e-5);
-                    let value = reference(kind, x);
+                    let up_slope = (up_reference(kind, up + h) - up_reference(kind, up - h)) / (2.0 * h);
+                    let (value, up) = (reference(kind, x), up_reference(kind, up));
                     let slope = (reference(kind, x + h) - reference(kind, x - h)) / (2.0 * h);
                     let near = |got: f32, want: f64| (got as f64 - want).abs() <= 4e-6 * (1.0 + want.abs());
                     assert!(near(alone[i], value), "{kind:?}({x}) = {}, not {value}", alone[i]);
                     assert!(near(out[i], value * up), "{kind:?}({x})·{up}");
-                    assert!(near(d_up[i], value) && near(d_gate[i], slope * up), "{kind:?}'({x})");
+                    assert!(near(d_up[i], value * up_slope) && near(d_gate[i], slope * up), "{kind:?}'({x})");
                     assert!(near(d_alone[i], slope), "{kind:?}'({x}) = {}, not {slope}", d_alone[i]);
                 }
             }

@@ -38,13 +38,25 @@ impl Shape {
     }
 }
 
-/// The first half: `x` \[T, H\], `w` \[E, P, H\] → `pre` \[N, P\], `a` \[N, I\].
-pub fn up(level: Level, d: &Dispatch, s: Shape, x: &[f32], w: &[f32], pre: &mut [f32], a: &mut [f32]) {
+/// The first half: `x` \[T, H\], `w` \[E, P, H\], `bias` \[E, P\] (none: 0) → `pre` \[N, P\], `a` \[N, I\].
+pub fn up(
+    level: Level,
+    d: &Dispatch,
+    s: Shape,
+    x: &[f32],
+    w: &[f32],
+    bias: Option<&[f32]>,
+    pre: &mut [f32],
+    a: &mut [f32],
+) {
     let (h, i, p) = (s.hidden, s.intermediate, s.pre());
     expect("x", x.len(), d.tokens * h);
     expect("w", w.len(), d.experts() * p * h);
     expect("pre", pre.len(), d.rows() * p);
     expect("a", a.len(), d.rows() * i);
+    if let Some(bias) = bias {
+        expect("the bias", bias.len(), d.experts() * p);
+    }
     let products: Vec<Product> = d
         .touched()
         .map(|e| {
@@ -62,24 +74,40 @@ pub fn up(level: Level, d: &Dispatch, s: Shape, x: &[f32], w: &[f32], pre: &mut 
             }
         })
         .collect();
-    let first: Vec<usize> = d.touched().map(|e| d.rows_of(e).start).collect();
+    // First row, and the bias, of the expert of each product.
+    let of: Vec<(usize, Option<&[f32]>)> =
+        d.touched().map(|e| (d.rows_of(e).start, bias.map(|bias| &bias[e * p..][..p]))).collect();
     let a = Shared::new(a);
     gemm::run_all(level, &products, pre, |mut tile| {
         let cols = tile.cols.clone();
+        let (first, bias) = of[tile.product];
         for row in tile.rows.clone() {
             // SAFETY: tiles do not overlap, so neither do the parts of `a` that lie under them.
-            let out = unsafe { a.part((first[tile.product] + row) * i + cols.start, cols.len()) };
+            let out = unsafe { a.part((first + row) * i + cols.start, cols.len()) };
             if s.gated {
                 let (gate, up) = tile.row_pair(row);
+                if let Some(bias) = bias {
+                    add(gate, &bias[cols.clone()]);
+                    add(up, &bias[i + cols.start..i + cols.end]);
+                }
                 activation::gated(level, s.activation, gate, up, out);
             } else {
-                activation::plain(level, s.activation, tile.row(row), out);
+                let pre = tile.row(row);
+                if let Some(bias) = bias {
+                    add(pre, &bias[cols.clone()]);
+                }
+                activation::plain(level, s.activation, pre, out);
             }
         }
     });
 }
 
-/// Backward of [`up`]: `da` \[N, I\] is the gradient of `a`; `pre` is overwritten by its own gradient; `dx` \[T, H\] is
+/// `x += bias`.
+fn add(x: &mut [f32], bias: &[f32]) {
+    x.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+}
+
+/// Backward of [`up`] (the gradient of a bias is not made): `da` \[N, I\] is the gradient of `a`; `pre` is overwritten by its own gradient; `dx` \[T, H\] is
 /// written, and `dw` \[E, P, H\] is added to where it is wanted.
 pub fn up_backward(
     level: Level,
@@ -160,14 +188,15 @@ pub fn up_backward(
     }
 }
 
-/// The second half: `a` \[N, I\], `w` \[E, H, I\], `weights` \[T, K\] (none: all 1) → `y` \[T, H\], the weighted sum of each
-/// token's rows, in the order of its slots.
+/// The second half: `a` \[N, I\], `w` \[E, H, I\], `bias` \[E, H\] (none: 0), `weights` \[T, K\] (none: all 1) → `y` \[T, H\], the
+/// weighted sum of each token's rows, in the order of its slots.
 pub fn down(
     level: Level,
     d: &Dispatch,
     s: Shape,
     a: &[f32],
     w: &[f32],
+    bias: Option<&[f32]>,
     weights: Option<&[f32]>,
     y: &mut [f32],
 ) {
@@ -175,6 +204,10 @@ pub fn down(
     expect("a", a.len(), d.rows() * i);
     expect("w", w.len(), d.experts() * h * i);
     expect("y", y.len(), d.tokens * h);
+    if let Some(bias) = bias {
+        expect("the bias", bias.len(), d.experts() * h);
+    }
+    let of: Vec<usize> = d.touched().collect();
     let products = |c: &mut [f32]| {
         let products: Vec<Product> = d
             .touched()
@@ -193,7 +226,13 @@ pub fn down(
                 }
             })
             .collect();
-        gemm::run_all(level, &products, c, |_| {});
+        gemm::run_all(level, &products, c, |mut tile| {
+            let Some(bias) = bias else { return };
+            let (cols, at) = (tile.cols.clone(), of[tile.product] * h);
+            for row in tile.rows.clone() {
+                add(tile.row(row), &bias[at + cols.start..at + cols.end]);
+            }
+        });
     };
     if d.is_identity() && weights.is_none() {
         products(y);
@@ -204,7 +243,7 @@ pub fn down(
     }
 }
 
-/// Backward of [`down`]: `dy` \[T, H\] → `da` \[N, I\] written, `d_weights` \[T, K\] written (0 in empty slots) where there
+/// Backward of [`down`] (the gradient of a bias is not made): `dy` \[T, H\] → `da` \[N, I\] written, `d_weights` \[T, K\] written (0 in empty slots) where there
 /// are weights, `dw` \[E, H, I\] added to where it is wanted.
 pub fn down_backward(
     level: Level,

@@ -1,5 +1,5 @@
-//! Rotary position embedding (Su et al., 2021) in the rotate-half convention of Hugging Face's Llama: element i of
-//! a head is paired with element i + D/2.
+//! Rotary position embedding (Su et al., 2021): the first elements of a head turn in pairs, either element i with element
+//! i + half (the convention of Hugging Face's Llama) or neighbours 2i and 2i + 1 (DeepSeek, Ernie).
 
 use crate::by_level;
 use crate::layout::Rows;
@@ -16,6 +16,7 @@ pub struct Rope {
     sin: Vec<f32>,
     half: usize,
     positions: usize,
+    neighbours: bool,
 }
 
 /// theta^(-2i/dim) for i in 0..dim/2, rounded as transformers does it: the power in f32, then its inverse in f32.
@@ -41,7 +42,12 @@ impl Rope {
                 sin.push(angle.sin() as f32 * scale);
             }
         }
-        Self { cos, sin, half, positions }
+        Self { cos, sin, half, positions, neighbours: false }
+    }
+
+    /// The same, turning neighbours 2i and 2i + 1 rather than i and i + half.
+    pub fn of_neighbours(self) -> Self {
+        Self { neighbours: true, ..self }
     }
 
     /// How many positions the table holds.
@@ -114,7 +120,12 @@ fn rotate_at(
             // SAFETY: tokens do not overlap (`Rows::check`), and each is one task's.
             let heads = unsafe { x.part(token * stride, rows.heads * rows.width) };
             let (cos, sin) = rope.angles(positions[token] as usize);
-            rotate_heads(level, heads, rows.width, cos, sin, if backward { -1.0 } else { 1.0 });
+            let sign = if backward { -1.0 } else { 1.0 };
+            if rope.neighbours {
+                rotate_neighbours(level, heads, rows.width, cos, sin, sign);
+            } else {
+                rotate_heads(level, heads, rows.width, cos, sin, sign);
+            }
         }
     });
 }
@@ -130,6 +141,20 @@ by_level! {
             for (((a, b), c), s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
                 let s = s * sign;
                 (*a, *b) = (fma::<FMA>(*a, *c, -(*b * s)), fma::<FMA>(*b, *c, *a * s));
+            }
+        }
+    }
+}
+
+by_level! {
+    fn rotate_neighbours(heads: &mut [f32], width: usize, cos: &[f32], sin: &[f32], sign: f32) {
+        if width == 0 {
+            return;
+        }
+        for head in heads.chunks_exact_mut(width) {
+            for ((pair, c), s) in head.as_chunks_mut::<2>().0.iter_mut().zip(cos).zip(sin) {
+                let (s, [a, b]) = (s * sign, *pair);
+                *pair = [fma::<FMA>(a, *c, -(b * s)), fma::<FMA>(b, *c, a * s)];
             }
         }
     }
@@ -177,6 +202,21 @@ mod tests {
                 assert_close("y", &y, &want, 5e-5);
                 apply_backward_at(level, &rope, rows, &mut y, stride, &positions);
                 assert_close("x", &y, &wide(&x), 1e-6);
+                // Neighbours: the same with the elements in another order.
+                let order = |i: usize| if i < 2 * half { 2 * (i % half) + i / half } else { i };
+                let mixed = |x: &[f32]| {
+                    let mut y = x.to_vec();
+                    for at in (0..tokens).flat_map(|t| (0..heads).map(move |h| t * stride + h * width)) {
+                        (0..width).for_each(|i| y[at + order(i)] = x[at + i]);
+                    }
+                    y
+                };
+                let (mut plain, mut pairs) = (x.clone(), mixed(&x));
+                apply_at(level, &rope, rows, &mut plain, stride, &positions);
+                apply_at(level, &rope.clone().of_neighbours(), rows, &mut pairs, stride, &positions);
+                prop_assert_eq!(&mixed(&plain), &pairs);
+                apply_backward_at(level, &rope.clone().of_neighbours(), rows, &mut pairs, stride, &positions);
+                assert_close("x of neighbours", &pairs, &wide(&mixed(&x)), 1e-6);
             }
         }
     }

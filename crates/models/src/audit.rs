@@ -4,7 +4,8 @@
 use crate::checkpoint::Files;
 use crate::error::{ModelError, Result};
 use crate::families::Family;
-use crate::params::{Part, param_defs};
+use crate::names::Part;
+use crate::params::param_defs;
 use crate::spec::{FfnSpec, ModelSpec};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -31,7 +32,7 @@ pub(crate) fn structure(spec: &ModelSpec, parts: &[Part], files: &Files) -> Resu
     }
     let known: HashSet<&str> = parts.iter().map(|part| part.tensor.as_str()).collect();
     for name in files.tensors.keys().filter(|name| !known.contains(name.as_str())) {
-        if explanation(spec, name).is_none() {
+        if explanation(spec, files, name).is_none() {
             let what = "is not part of the model that config.json describes".into();
             return Err(ModelError::Tensor { path: files.path_of(name), tensor: name.clone(), what });
         }
@@ -40,9 +41,18 @@ pub(crate) fn structure(spec: &ModelSpec, parts: &[Part], files: &Files) -> Resu
 }
 
 /// Why a tensor that the model does not need may be there.
-fn explanation(spec: &ModelSpec, name: &str) -> Option<&'static str> {
+fn explanation(spec: &ModelSpec, files: &Files, name: &str) -> Option<&'static str> {
     if name.ends_with("rotary_emb.inv_freq") {
         return Some("rotary frequencies, which follow from config.json");
+    }
+    let layer =
+        name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+    // Such a layer is known by the projection that joins its two inputs.
+    let joins = |layer: &usize| files.tensors.contains_key(&format!("model.layers.{layer}.eh_proj.weight"));
+    if layer.filter(|layer| *layer >= spec.layers.len()).is_some_and(|layer| joins(&layer))
+        || name.starts_with("model.mtp_")
+    {
+        return Some("layers that predict further tokens, which are not run");
     }
     (name == "lm_head.weight" && spec.tie_embeddings).then_some("the head, which is the embedding")
 }
@@ -82,7 +92,7 @@ pub(crate) fn leftovers(
                 return refuse("tie_word_embeddings is true, but it is not the embedding");
             }
         }
-        unused.push((name.clone(), explanation(spec, name).unwrap_or("")));
+        unused.push((name.clone(), explanation(spec, files, name).unwrap_or("")));
     }
     Ok(unused)
 }

@@ -7,7 +7,8 @@ use crate::audit;
 use crate::error::{ModelError, Result};
 use crate::families::{self, Family, Json};
 use crate::files::{is_file, write_whole};
-use crate::params::{Part, param_defs, parts};
+use crate::names::{Order, Part, parts};
+use crate::params::param_defs;
 use crate::spec::ModelSpec;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, HashSet};
@@ -111,14 +112,13 @@ pub fn load(folder: &Path) -> Result<Checkpoint> {
     let (spec, family) = load_spec(folder)?;
     let files = Files::open(folder)?;
     let defs = param_defs(&spec);
-    let parts = parts(&spec, family.names);
+    let parts = parts(&spec, &family.names);
     audit::structure(&spec, &parts, &files)?;
     // Only now, when every part is known to be there with its shape, is memory asked for.
     let mut params: Vec<Vec<f32>> = defs.iter().map(|def| vec![0.0; def.len()]).collect();
     for part in &parts {
-        let len: usize = part.shape.iter().product();
-        let into = &mut params[part.param][part.offset..][..len];
-        files.read(&part.tensor, into)?;
+        let into = &mut params[part.param][part.offset..][..part.len()];
+        files.read_part(part, into)?;
         audit::finite(&files, &part.tensor, into)?;
     }
     let unused = audit::leftovers(&spec, &parts, &files, &params)?;
@@ -327,6 +327,17 @@ impl Files {
         Ok(())
     }
 
+    /// Reads a part of a parameter, in the parameter's order.
+    pub fn read_part(&self, part: &Part, into: &mut [f32]) -> Result<()> {
+        if part.order == Order::Straight {
+            return self.read(&part.tensor, into);
+        }
+        let mut in_file = vec![0.0; into.len()];
+        self.read(&part.tensor, &mut in_file)?;
+        part.order.read(&part.shape, &in_file, into);
+        Ok(())
+    }
+
     /// The file that a tensor is in.
     pub fn path_of(&self, tensor: &str) -> PathBuf {
         let file = self.tensors.get(tensor).map_or(0, |entry| entry.file);
@@ -369,8 +380,8 @@ fn save_in_shards(
         return Err(ModelError::Internal { what });
     }
     let (family, config) = families::config_json(spec, family)?;
-    let parts = parts(spec, family.names);
-    let bytes = |part: &Part| 4 * part.shape.iter().product::<usize>();
+    let parts = parts(spec, &family.names);
+    let bytes = |part: &Part| 4 * part.len();
     let mut shards: Vec<Vec<&Part>> = vec![Vec::new()];
     let mut filled = 0;
     for part in &parts {
@@ -410,7 +421,16 @@ fn save_in_shards(
             w.write_all(&header)?;
             let mut buffer = Vec::new();
             for part in shard {
-                let values = &params[part.param][part.offset..][..part.shape.iter().product()];
+                let values = &params[part.param][part.offset..][..part.len()];
+                let mut in_file = Vec::new();
+                let values = match part.order {
+                    Order::Straight => values,
+                    order => {
+                        in_file.resize(values.len(), 0.0);
+                        order.write(&part.shape, values, &mut in_file);
+                        &in_file
+                    }
+                };
                 for chunk in values.chunks(1 << 16) {
                     buffer.clear();
                     buffer.extend(chunk.iter().flat_map(|x| x.to_le_bytes()));

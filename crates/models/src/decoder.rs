@@ -1,13 +1,14 @@
 //! The decoder: one for training and generation, built from a [`ModelSpec`] and the values of its parameters.
 
 use crate::error::ModelError;
-use crate::ops::{self, AttentionBlock, LayerCache, LossTerms};
+use crate::ops::{self, AttentionBlock, LatentBlock, LayerCache, LossTerms, Norm, Residual};
 use crate::params::{ParamKind, param_defs};
-use crate::spec::{FfnSpec, MlpSpec, ModelSpec, MoeSpec, QkNorm};
+use crate::rope::Rotations;
+use crate::spec::{FfnSpec, MlpSpec, ModelSpec, MoeSpec, NormKind, NormPlace, QkNorm};
 use candle_core::{Device, Tensor};
 use senmon_kernels::expert_mlp::Shape;
 use senmon_kernels::gemm::{self, View};
-use senmon_kernels::rotary::{Rope, inverse_frequencies};
+use senmon_kernels::rotary::Rope;
 use senmon_moe::layer::MoeParams;
 use senmon_moe::{Ctx, MoeConfig, MoeLayer, Param, Routing, RoutingObserver, SelectionBias};
 use std::collections::HashMap;
@@ -31,15 +32,23 @@ pub struct Decoder {
     slots: Vec<Slot>,
     embed: Param,
     layers: Vec<Layer>,
-    final_norm: Param,
+    final_norm: Norm,
     head: Param,
+    head_bias: Option<Param>,
+    rotations: Arc<Rotations>,
 }
 
 #[derive(Debug)]
 struct Layer {
-    attention: AttentionBlock,
-    ffn_norm: Param,
+    attention: Attention,
+    residual: Residual,
     ffn: Ffn,
+}
+
+#[derive(Debug)]
+enum Attention {
+    Heads(Box<AttentionBlock>),
+    Latent(Box<LatentBlock>),
 }
 
 #[derive(Debug)]
@@ -64,10 +73,12 @@ pub struct Pass<'a> {
 }
 
 /// Keys and values of one sequence.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Cache {
     layers: Vec<LayerCache>,
+    windows: Vec<Option<usize>>,
     len: usize,
+    rope: Arc<Rope>,
 }
 
 impl Cache {
@@ -81,9 +92,19 @@ impl Cache {
         self.len == 0
     }
 
-    /// Forgets all but the first `len` tokens.
-    pub fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
+    /// Longest sequence that it was made for.
+    pub fn context(&self) -> usize {
+        self.rope.positions()
+    }
+
+    /// Forgets all but the first `len` tokens; false, and nothing done, where a layer's window has moved on too far.
+    pub fn truncate(&mut self, len: usize) -> bool {
+        let reached =
+            self.layers.iter().zip(&self.windows).all(|(layer, window)| layer.reaches(len, *window));
+        if reached {
+            self.len = self.len.min(len);
+        }
+        reached
     }
 }
 
@@ -94,6 +115,9 @@ impl Decoder {
     /// A decoder from the values of [`param_defs`], in their order; `trainable` gives each a sink for its gradient.
     pub fn new(spec: &ModelSpec, values: Vec<Vec<f32>>, trainable: bool) -> Result<Self> {
         spec.validate()?;
+        if trainable && let Some(part) = untrained(spec) {
+            return Err(ModelError::Option { what: format!("a model with {part} can be run, not trained") });
+        }
         let defs = param_defs(spec);
         if defs.len() != values.len() {
             let what = format!("{} parameters were given, the model has {}", values.len(), defs.len());
@@ -126,25 +150,54 @@ impl Decoder {
             optional(name).ok_or_else(|| ModelError::Internal { what: format!("no parameter {name}") })
         };
         let a = &spec.attention;
-        let rope =
-            Arc::new(Rope::new(&inverse_frequencies(a.rope_theta, a.head_dim), spec.max_positions, 1.0));
+        let turned = a.latent.as_ref().map_or(a.head_dim, |latent| latent.rope);
+        let rotations = Arc::new(Rotations::new(&a.rope, a.rope_theta, turned, spec.max_positions));
+        let eps = spec.norm_eps as f32;
+        let norm = |name: &str| -> Result<Norm> {
+            Ok(Norm { weight: get(name)?, bias: optional(&format!("{name}_bias")), eps })
+        };
+        let residual = |name: &str| -> Result<Residual> {
+            Ok(Residual { norm: norm(name)?, place: spec.norm_place, scale: spec.scales.residual as f32 })
+        };
         let mut layers = Vec::with_capacity(spec.layers.len());
         for (l, ffn) in spec.layers.iter().enumerate() {
             let name = |part: &str| format!("layers.{l}.{part}");
-            let attention = AttentionBlock {
-                spec: a.clone(),
-                hidden: spec.hidden,
-                eps: spec.norm_eps as f32,
-                rope: rope.clone(),
-                norm: get(&name("attn_norm"))?,
-                qkv: get(&name("qkv"))?,
-                qkv_bias: optional(&name("qkv_bias")),
-                qk_norm: match a.qk_norm {
-                    QkNorm::None => None,
-                    _ => Some((get(&name("q_norm"))?, get(&name("k_norm"))?)),
-                },
-                out: get(&name("out"))?,
-                out_bias: optional(&name("out_bias")),
+            let plain = |name: &str| -> Result<Norm> { Ok(Norm { weight: get(name)?, bias: None, eps }) };
+            let attention = match &a.latent {
+                None => Attention::Heads(Box::new(AttentionBlock {
+                    spec: a.clone(),
+                    window: a.window_of(l),
+                    hidden: spec.hidden,
+                    rotations: rotations.clone(),
+                    residual: residual(&name("attn_norm"))?,
+                    qkv: get(&name("qkv"))?,
+                    qkv_bias: optional(&name("qkv_bias")),
+                    qk_norm: match a.qk_norm {
+                        QkNorm::None => None,
+                        _ => Some((get(&name("q_norm"))?, get(&name("k_norm"))?)),
+                    },
+                    sinks: optional(&name("sinks")),
+                    out: get(&name("out"))?,
+                    out_bias: optional(&name("out_bias")),
+                })),
+                Some(latent) => Attention::Latent(Box::new(LatentBlock {
+                    spec: latent.clone(),
+                    heads: a.heads,
+                    scale: a.score_scale(),
+                    rotations: rotations.clone(),
+                    residual: residual(&name("attn_norm"))?,
+                    q: match latent.q_rank {
+                        None => (get(&name("q"))?, None),
+                        Some(_) => {
+                            let second = (plain(&name("q_a_norm"))?, get(&name("q_b"))?);
+                            (get(&name("q_a"))?, Some(second))
+                        }
+                    },
+                    kv_a: get(&name("kv_a"))?,
+                    kv_a_norm: plain(&name("kv_a_norm"))?,
+                    kv_b: get(&name("kv_b"))?,
+                    out: get(&name("out"))?,
+                })),
             };
             let ffn = match ffn {
                 FfnSpec::Dense(mlp) => Ffn::Dense {
@@ -154,27 +207,30 @@ impl Decoder {
                 },
                 FfnSpec::Moe(moe) => {
                     let params = MoeParams {
-                        router: get(&name("router"))?,
+                        router_bias: optional(&name("router_logits_bias")),
                         selection_bias: match find(&name("router_bias")) {
                             Some(Slot::State(bias)) => Some(bias.clone()),
                             _ => None,
                         },
-                        gate_up: get(&name("experts.gate_up"))?,
-                        down: get(&name("experts.down"))?,
-                        shared: match moe.shared_intermediate {
-                            0 => None,
-                            _ => Some((get(&name("shared.gate_up"))?, get(&name("shared.down"))?)),
-                        },
+                        expert_biases: optional(&name("experts.gate_up_bias"))
+                            .zip(optional(&name("experts.down_bias"))),
+                        shared: optional(&name("shared.gate_up")).zip(optional(&name("shared.down"))),
+                        shared_gate: optional(&name("shared.gate")),
+                        ..MoeParams::new(
+                            get(&name("router"))?,
+                            get(&name("experts.gate_up"))?,
+                            get(&name("experts.down"))?,
+                        )
                     };
                     Ffn::Moe(Box::new(MoeLayer::from_params(moe_config(spec.hidden, moe), params)?))
                 }
             };
-            layers.push(Layer { attention, ffn_norm: get(&name("ffn_norm"))?, ffn });
+            layers.push(Layer { attention, residual: residual(&name("ffn_norm"))?, ffn });
         }
         let embed = get("embed")?;
         let head = if spec.tie_embeddings { embed.clone() } else { get("head")? };
-        let final_norm = get("final_norm")?;
-        Ok(Self { spec: spec.clone(), slots, embed, layers, final_norm, head })
+        let (final_norm, head_bias) = (norm("final_norm")?, optional("head_bias"));
+        Ok(Self { spec: spec.clone(), slots, embed, layers, final_norm, head, head_bias, rotations })
     }
 
     /// What the decoder is made of.
@@ -214,15 +270,35 @@ impl Decoder {
         pass: &mut Pass,
     ) -> Result<(Tensor, Vec<LayerRouting>)> {
         let mut routings = Vec::new();
-        let mut x = ops::embed(&self.embed, &tokens.into())?;
+        let mut x = self.embed(tokens)?;
+        let rope = self.rope(tokens.len() / batch.max(1))?;
         for (l, layer) in self.layers.iter().enumerate() {
-            x = layer.attention.forward(&x, batch)?;
+            x = match &layer.attention {
+                Attention::Heads(block) => block.forward(&x, batch, &rope)?,
+                Attention::Latent(block) => block.forward(&x, batch, &rope)?,
+            };
             x = self.ffn(l, &x, pass, &mut routings)?;
             if !pass.train {
                 x = x.detach();
             }
         }
-        Ok((ops::rms_norm(&x, &self.final_norm, self.spec.norm_eps as f32)?, routings))
+        Ok((self.final_norm.apply(&x)?, routings))
+    }
+
+    /// Embeddings of `tokens`: \[T, H\].
+    fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+        let x = ops::embed(&self.embed, &tokens.into())?;
+        Ok(if self.spec.scales.embedding == 1.0 { x } else { (x * self.spec.scales.embedding)? })
+    }
+
+    /// The rotations of a context of `context` tokens.
+    fn rope(&self, context: usize) -> Result<Arc<Rope>> {
+        let most = self.rotations.positions();
+        if context > most {
+            let what = format!("{context} tokens are more than the model's {most} positions");
+            return Err(ModelError::Option { what });
+        }
+        Ok(self.rotations.table(context))
     }
 
     /// The loss of `targets` \[B, S\] after `tokens` \[B, S\]; `upstream` as in [`ops::lm_loss`].
@@ -234,13 +310,26 @@ impl Decoder {
         upstream: Option<f32>,
         pass: &mut Pass,
     ) -> Result<(LossTerms, Vec<LayerRouting>)> {
-        let (x, routings) = self.forward(tokens, batch, pass)?;
-        Ok((ops::lm_loss(&x, &self.head, targets, upstream)?, routings))
+        let (mut x, routings) = self.forward(tokens, batch, pass)?;
+        if self.spec.scales.logits != 1.0 {
+            x = (x * self.spec.scales.logits)?;
+        }
+        let Some(bias) = &self.head_bias else {
+            return Ok((ops::lm_loss(&x, &self.head, targets, upstream)?, routings));
+        };
+        // A bias is one more column of the head, which always meets 1 (times the factor on the logits).
+        let head = Tensor::cat(&[self.head.tensor(), &bias.tensor().unsqueeze(1)?], 1)?;
+        let ones = Tensor::full(self.spec.scales.logits as f32, (x.dim(0)?, 1), x.device())?;
+        let x = Tensor::cat(&[&x, &ones], 1)?;
+        Ok((ops::lm_loss(&x, &Param::new("head", head), targets, upstream)?, routings))
     }
 
-    /// A cache for one sequence.
-    pub fn cache(&self) -> Cache {
-        Cache { layers: vec![LayerCache::default(); self.layers.len()], len: 0 }
+    /// A cache for one sequence of at most `context` tokens. Where speeds of rotary positions depend on the length of the
+    /// context, they are those of `context`.
+    pub fn cache(&self, context: usize) -> Result<Cache> {
+        let windows = (0..self.layers.len()).map(|l| self.spec.attention.window_of(l)).collect();
+        let layers = vec![LayerCache::default(); self.layers.len()];
+        Ok(Cache { layers, windows, len: 0, rope: self.rope(context)? })
     }
 
     /// The logits of `tokens` \[S\], which follow what is in the cache: \[S, V\], or those of the last token alone.
@@ -253,28 +342,50 @@ impl Decoder {
     ) -> Result<Vec<f32>> {
         let (hidden, vocab) = (self.spec.hidden, self.spec.vocab);
         let mut routings = Vec::new();
-        let mut x = ops::embed(&self.embed, &tokens.into())?;
+        let mut x = self.embed(tokens)?;
+        let past = cache.len;
+        if past + tokens.len() > cache.context() {
+            let what =
+                format!("{} tokens are more than the context of {}", past + tokens.len(), cache.context());
+            return Err(ModelError::Option { what });
+        }
         for (l, layer) in self.layers.iter().enumerate() {
-            x = layer.attention.forward_cached(&x, &mut cache.layers[l], cache.len)?;
+            let (cache, rope) = (&mut cache.layers[l], &cache.rope);
+            x = match &layer.attention {
+                Attention::Heads(block) => block.forward_cached(&x, cache, past, rope)?,
+                Attention::Latent(block) => block.forward_cached(&x, cache, past, rope)?,
+            };
             x = self.ffn(l, &x, pass, &mut routings)?.detach();
         }
         cache.len += tokens.len();
         let first = if last_only { tokens.len().saturating_sub(1) } else { 0 };
         let x = x.narrow(0, first, tokens.len() - first)?;
-        let x = ops::rms_norm(&x.contiguous()?, &self.final_norm, self.spec.norm_eps as f32)?;
+        let x = self.final_norm.apply(&x.contiguous()?)?;
         let rows = tokens.len() - first;
         let mut logits = vec![0.0; rows * vocab];
         senmon_moe::tensor::read2(&x, self.head.tensor(), |x, head| {
             let (a, b) = (View::rows(x, hidden), View::rows(head, hidden).t());
             gemm::parallel(rows, vocab, hidden, a, b, &mut logits, vocab, false);
         })?;
+        if let Some(bias) = &self.head_bias {
+            bias.read(|bias| {
+                for row in logits.chunks_exact_mut(vocab) {
+                    row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+                }
+            })?;
+        }
+        if self.spec.scales.logits != 1.0 {
+            let scale = self.spec.scales.logits as f32;
+            logits.iter_mut().for_each(|x| *x *= scale);
+        }
         Ok(logits)
     }
 
     /// The feed-forward of layer `l` with its norm and residual sum.
     fn ffn(&self, l: usize, x: &Tensor, pass: &mut Pass, routings: &mut Vec<LayerRouting>) -> Result<Tensor> {
         let layer = &self.layers[l];
-        let h = ops::rms_norm(x, &layer.ffn_norm, self.spec.norm_eps as f32)?;
+        let before = layer.residual.place == NormPlace::Before;
+        let h = if before { layer.residual.norm.apply(x)? } else { x.clone() };
         let y = match &layer.ffn {
             Ffn::Dense { up, down, shape } => senmon_moe::ops::mlp(&h, up, down, *shape)?,
             Ffn::Moe(moe) => {
@@ -295,6 +406,10 @@ impl Decoder {
                 y
             }
         };
+        let mut y = if before { y } else { layer.residual.norm.apply(&y)? };
+        if layer.residual.scale != 1.0 {
+            y = (y * layer.residual.scale as f64)?;
+        }
         Ok(ops::residual(x, &y)?)
     }
 }
@@ -314,6 +429,117 @@ fn moe_config(hidden: usize, moe: &MoeSpec) -> MoeConfig {
         activation: moe.expert.activation,
         gated: moe.expert.gated,
         shared_intermediate: moe.shared_intermediate,
+        shared_gate: moe.shared_gate,
+        router_bias: moe.router_bias,
+        expert_bias: moe.expert_bias,
         router: moe.router.clone(),
+    }
+}
+
+/// What of a model has no gradients, if anything.
+fn untrained(spec: &ModelSpec) -> Option<&'static str> {
+    let a = &spec.attention;
+    let biased = |layer: &FfnSpec| matches!(layer, FfnSpec::Moe(moe) if moe.expert_bias || moe.router_bias);
+    [
+        (spec.norm == NormKind::Layer, "LayerNorm"),
+        (spec.norm_place == NormPlace::After, "norms after its blocks"),
+        (spec.head_bias, "a bias on its head"),
+        (spec.scales.residual != 1.0, "a factor on its residual sums"),
+        (a.latent.is_some(), "latent attention"),
+        (a.sinks, "attention sinks"),
+        (a.qk_norm == QkNorm::HeadAfter, "norms of queries and keys after the rotation"),
+        (spec.layers.iter().any(biased), "biases on its experts or routers"),
+    ]
+    .into_iter()
+    .find_map(|(has, part)| has.then_some(part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::params::initial_values;
+    use crate::spec::{odd_spec, test_spec};
+
+    fn decoder(mut spec: ModelSpec, seed: u64) -> Decoder {
+        spec.init_std = 0.4;
+        let mut values = initial_values(&spec, seed);
+        // Norms and biases that hide nothing.
+        let stream = senmon_moe::rng::Stream::new(&[seed, 2]);
+        for (n, values) in values.iter_mut().enumerate() {
+            for (i, x) in values.iter_mut().enumerate() {
+                *x += 0.2 * (stream.uniform((n * 1000 + i) as u64) - 0.5);
+            }
+        }
+        Decoder::new(&spec, values, false).unwrap()
+    }
+
+    fn tokens(spec: &ModelSpec, n: usize) -> Vec<u32> {
+        let stream = senmon_moe::rng::Stream::new(&[9]);
+        (0..n as u64).map(|i| (stream.bits(i) % spec.vocab as u64) as u32).collect()
+    }
+
+    #[test]
+    fn prefill_chunks_and_single_tokens_give_the_same_bits() {
+        for seed in 0..40 {
+            let spec = if seed < 30 { odd_spec(seed) } else { test_spec(seed) };
+            let model = decoder(spec.clone(), seed);
+            let text = tokens(&spec, 23);
+            let run = |cuts: &[usize]| {
+                let mut cache = model.cache(23).unwrap();
+                let mut logits = Vec::new();
+                for pair in cuts.windows(2) {
+                    let chunk = &text[pair[0]..pair[1]];
+                    logits.extend(model.logits(chunk, &mut cache, false, &mut Pass::default()).unwrap());
+                }
+                logits
+            };
+            let whole = run(&[0, 23]);
+            assert!(whole.iter().all(|x| x.is_finite()), "{spec:?}");
+            assert_eq!(run(&(0..24).collect::<Vec<_>>()), whole, "{spec:?}");
+            assert_eq!(run(&[0, 5, 6, 18, 23]), whole, "{spec:?}");
+            // Two sequences at once, without a cache.
+            let twice = [&text[..], &text[..]].concat();
+            let (x, _) = model.forward(&twice, 2, &mut Pass::default()).unwrap();
+            let x = x.to_vec2::<f32>().unwrap();
+            assert_eq!(x[..23], x[23..], "{spec:?}");
+            let loss = model.loss(&text[..22], &text[1..], 1, None, &mut Pass::default()).unwrap().0;
+            for (t, loss) in loss.per_token.iter().enumerate() {
+                let row: Vec<f64> = whole[t * spec.vocab..][..spec.vocab].iter().map(|x| *x as f64).collect();
+                let sum = row.iter().map(|x| x.exp()).sum::<f64>().ln();
+                let want = sum - row[text[t + 1] as usize];
+                assert!((*loss as f64 - want).abs() < 1e-4 * (1.0 + want), "{spec:?}: {loss} {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_window_forgets_what_it_cannot_see_and_nothing_else() {
+        let mut spec = test_spec(1);
+        (spec.max_positions, spec.attention.window) = (700, Some(70));
+        let model = decoder(spec.clone(), 1);
+        let text = tokens(&spec, 700);
+        let mut whole = model.cache(700).unwrap();
+        let expected = model.logits(&text, &mut whole, false, &mut Pass::default()).unwrap();
+        let mut cache = model.cache(700).unwrap();
+        for (t, row) in expected.chunks_exact(spec.vocab).enumerate() {
+            let logits = model.logits(&text[t..t + 1], &mut cache, true, &mut Pass::default()).unwrap();
+            assert_eq!(logits, row, "{t}");
+        }
+        let width = spec.attention.cached();
+        assert!(cache.layers.iter().all(|layer| layer.len() <= (70 + 5 * 64) * width));
+        // Back where the window still reaches, not further.
+        assert!(!cache.truncate(300) && cache.len() == 700);
+        assert!(cache.truncate(690));
+        let again = model.logits(&text[690..], &mut cache, false, &mut Pass::default()).unwrap();
+        assert_eq!(again, expected[690 * spec.vocab..]);
+    }
+
+    #[test]
+    fn what_has_no_gradients_is_refused_by_name() {
+        let mut spec = test_spec(2);
+        spec.attention.sinks = true;
+        let values = initial_values(&spec, 0);
+        let text = Decoder::new(&spec, values, true).unwrap_err().to_string();
+        assert!(text.contains("attention sinks") && text.contains("not trained"), "{text}");
     }
 }

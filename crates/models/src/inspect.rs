@@ -110,13 +110,14 @@ pub fn describe(spec: &ModelSpec, family: &str) -> Description {
         })
         .collect();
     let counts = spec.counts();
-    let cache_bytes_per_token = 8 * (spec.layers.len() * a.kv_heads * a.head_dim) as u64;
+    let cache_bytes_per_token = 4 * (spec.layers.len() * a.cached()) as u64;
     let flops_context = spec.max_positions.min(2048);
     let mut attention = format!("{} heads, {} key-value heads, width {}", a.heads, a.kv_heads, a.head_dim);
     match a.qk_norm {
         QkNorm::None => {}
         QkNorm::Head => attention.push_str(", normed per head"),
         QkNorm::Full => attention.push_str(", normed over all heads"),
+        QkNorm::HeadAfter => attention.push_str(", normed per head after the rotation"),
     }
     match (a.qkv_bias, a.out_bias) {
         (false, false) => {}

@@ -2,6 +2,7 @@
 //! built from it and knows no family.
 
 use crate::error::{ModelError, Result};
+use crate::rope::RopeSpec;
 use senmon_kernels::activation::Activation;
 use senmon_moe::config::RouterConfig;
 use serde::{Deserialize, Serialize};
@@ -18,8 +19,20 @@ pub struct ModelSpec {
     pub max_positions: usize,
     /// ε of every norm.
     pub norm_eps: f64,
+    /// The kind of the norms of the residual stream.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub norm: NormKind,
+    /// Where they are.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub norm_place: NormPlace,
     /// The head is the embedding.
     pub tie_embeddings: bool,
+    /// The head has a bias \[V\].
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub head_bias: bool,
+    /// Factors on what flows between the parts.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub scales: Scales,
     /// Standard deviation of freshly drawn weights.
     pub init_std: f64,
     /// The attention of every layer.
@@ -30,7 +43,51 @@ pub struct ModelSpec {
     pub tokens: SpecialTokens,
 }
 
-/// Causal attention with grouped key-value heads and rotary positions (rotate-half convention).
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// A kind of norm.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    /// x / rms(x) · weight.
+    #[default]
+    Rms,
+    /// (x - mean) / deviation · weight + bias.
+    Layer,
+}
+
+/// Where the norms of a layer are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormPlace {
+    /// x + block(norm(x)).
+    #[default]
+    Before,
+    /// x + norm(block(x)) (OLMo 2).
+    After,
+}
+
+/// Factors on what flows between the parts (Granite).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scales {
+    /// On the embeddings.
+    pub embedding: f64,
+    /// On what a block adds to the residual stream.
+    pub residual: f64,
+    /// On the logits.
+    pub logits: f64,
+}
+
+impl Default for Scales {
+    fn default() -> Self {
+        Self { embedding: 1.0, residual: 1.0, logits: 1.0 }
+    }
+}
+
+/// Causal attention with grouped key-value heads and rotary positions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AttentionSpec {
@@ -48,8 +105,86 @@ pub struct AttentionSpec {
     pub qk_norm: QkNorm,
     /// A token sees itself and this many minus one before it; `None` sees all.
     pub window: Option<usize>,
+    /// Which layers have the window; `None`: all.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub window_layers: Option<Vec<bool>>,
     /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// What of a head turns, and how speeds are bent.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub rope: RopeSpec,
+    /// Factor on the scores; `None`: 1 / sqrt(head_dim).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub scale: Option<f64>,
+    /// Each head has a logit that joins the softmax and has no value (gpt-oss).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub sinks: bool,
+    /// Keys and values come from a narrow vector that all heads share (DeepSeek); `head_dim` is then `nope + rope`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub latent: Option<LatentSpec>,
+}
+
+/// Latent attention (MLA, 2405.04434): each token keeps C = `kv_rank` values, of which every head makes its keys and values, and
+/// R = `rope` values that turn and are part of every head's key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LatentSpec {
+    /// Width of the vector that queries are made of; `None`: they are made of the residual stream.
+    pub q_rank: Option<usize>,
+    /// C.
+    pub kv_rank: usize,
+    /// Elements of a head's query and key that do not turn.
+    pub nope: usize,
+    /// R, elements that turn (even).
+    pub rope: usize,
+    /// Width of a head's value.
+    pub value: usize,
+}
+
+impl AttentionSpec {
+    /// Attention without norms, biases and windows, θ = 10,000.
+    pub fn plain(heads: usize, kv_heads: usize, head_dim: usize) -> Self {
+        Self {
+            heads,
+            kv_heads,
+            head_dim,
+            qkv_bias: false,
+            out_bias: false,
+            qk_norm: QkNorm::None,
+            window: None,
+            window_layers: None,
+            rope_theta: 10_000.0,
+            rope: RopeSpec::default(),
+            scale: None,
+            sinks: false,
+            latent: None,
+        }
+    }
+
+    /// The window of layer `layer`.
+    pub fn window_of(&self, layer: usize) -> Option<usize> {
+        let has =
+            self.window_layers.as_ref().is_none_or(|layers| layers.get(layer).copied().unwrap_or(false));
+        self.window.filter(|_| has)
+    }
+
+    /// Factor on the scores.
+    pub fn score_scale(&self) -> f32 {
+        self.scale.map_or_else(|| 1.0 / (self.head_dim as f32).sqrt(), |scale| scale as f32)
+    }
+
+    /// Widths of the queries of a token and of its keys; values are as wide as keys but for latent attention.
+    pub fn widths(&self) -> (usize, usize) {
+        (self.heads * self.head_dim, self.kv_heads * self.head_dim)
+    }
+
+    /// f32 values that a token leaves in the cache of a layer.
+    pub fn cached(&self) -> usize {
+        match &self.latent {
+            Some(latent) => latent.kv_rank + latent.rope,
+            None => 2 * self.kv_heads * self.head_dim,
+        }
+    }
 }
 
 /// Where queries and keys are normalised.
@@ -62,6 +197,8 @@ pub enum QkNorm {
     Head,
     /// All heads together, weights \[heads · D\] and \[kv_heads · D\] (OLMoE).
     Full,
+    /// As `Head`, but after the rotation (Hunyuan).
+    HeadAfter,
 }
 
 /// The feed-forward of one layer.
@@ -98,6 +235,15 @@ pub struct MoeSpec {
     pub expert: MlpSpec,
     /// Inner width of the shared experts together (every token passes them); 0 for none.
     pub shared_intermediate: usize,
+    /// What the shared experts give is multiplied by σ(x·w) (Qwen2-MoE).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub shared_gate: bool,
+    /// The router's product has a bias \[E\] (gpt-oss).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub router_bias: bool,
+    /// Experts have biases (gpt-oss).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub expert_bias: bool,
     /// How tokens choose.
     pub router: RouterConfig,
 }
@@ -140,6 +286,25 @@ pub struct Counts {
 }
 
 impl ModelSpec {
+    /// RMSNorm with ε = 1e-6 before each block, a head of its own, no factors, 2048 positions, no special tokens.
+    pub fn plain(vocab: usize, hidden: usize, attention: AttentionSpec, layers: Vec<FfnSpec>) -> Self {
+        Self {
+            vocab,
+            hidden,
+            max_positions: 2048,
+            norm_eps: 1e-6,
+            norm: NormKind::Rms,
+            norm_place: NormPlace::Before,
+            tie_embeddings: false,
+            head_bias: false,
+            scales: Scales::default(),
+            init_std: 0.02,
+            attention,
+            layers,
+            tokens: SpecialTokens::default(),
+        }
+    }
+
     /// Checks that the parts fit together.
     pub fn validate(&self) -> Result<()> {
         let refuse = |field: &str, value: &dyn std::fmt::Display, expected: &str| {
@@ -165,8 +330,42 @@ impl ModelSpec {
         if !a.heads.is_multiple_of(a.kv_heads) {
             return refuse("kv_heads", &a.kv_heads, &format!("must divide heads = {}", a.heads));
         }
-        if !a.head_dim.is_multiple_of(2) {
-            return refuse("head_dim", &a.head_dim, "must be even: rotary positions turn pairs");
+        if let Some(latent) = &a.latent {
+            let parts = [
+                ("latent.q_rank", latent.q_rank.unwrap_or(1)),
+                ("latent.kv_rank", latent.kv_rank),
+                ("latent.nope", latent.nope),
+                ("latent.rope", latent.rope),
+                ("latent.value", latent.value),
+            ];
+            for (field, value) in parts {
+                if value == 0 || value > LIMIT {
+                    return refuse(field, &value, "must be from 1 to 16777216");
+                }
+            }
+            if a.head_dim != latent.nope + latent.rope {
+                return refuse("head_dim", &a.head_dim, "must be latent.nope + latent.rope");
+            }
+            if a.kv_heads != a.heads || a.qk_norm != QkNorm::None || a.sinks || a.window.is_some() {
+                let expected =
+                    "goes with as many key-value heads as heads, and no norms of heads, sinks or window";
+                return refuse("latent", &"latent attention", expected);
+            }
+        }
+        a.rope.validate(a.latent.as_ref().map_or(a.head_dim, |latent| latent.rope))?;
+        if a.window_layers.as_ref().is_some_and(|layers| layers.len() != self.layers.len()) {
+            return refuse("window_layers", &"a list", &format!("must have {} entries", self.layers.len()));
+        }
+        let factors = [
+            ("scale", a.scale.unwrap_or(1.0)),
+            ("scales.embedding", self.scales.embedding),
+            ("scales.residual", self.scales.residual),
+            ("scales.logits", self.scales.logits),
+        ];
+        for (field, value) in factors {
+            if !value.is_finite() {
+                return refuse(field, &value, "must be a finite number");
+            }
         }
         if a.window == Some(0) {
             return refuse("window", &0, "must be 1 or more (a token sees itself)");
@@ -235,22 +434,35 @@ impl ModelSpec {
     /// sequence. A step of training takes three times as many.
     pub fn flops_per_token(&self, context: usize) -> u64 {
         let (h, a) = (self.hidden as u128, &self.attention);
-        let d = a.head_dim as u128;
-        let (q, kv) = (a.heads as u128 * d, a.kv_heads as u128 * d);
         let context = context.clamp(1, LIMIT) as u128;
+        let heads = a.heads as u128;
+        // Widths of a head's score and of its value: latent attention works on the narrow vector itself.
+        let (score, value, projections) = match &a.latent {
+            None => {
+                let d = a.head_dim as u128;
+                (d, d, self.attention_matrices())
+            }
+            Some(l) => {
+                let c = l.kv_rank as u128;
+                (c + l.rope as u128, c, self.attention_matrices())
+            }
+        };
         // Token t sees min(t + 1, window) tokens: their mean is that of a triangle and a band.
-        let window = a.window.map_or(context, |window| (window as u128).min(context));
-        let seen = window * (window + 1) / 2 + (context - window) * window;
-        let attention = 2 * (2 * h * q + 2 * h * kv) + 4 * q * seen / context;
+        let attention = |layer: usize| {
+            let window = a.window_of(layer).map_or(context, |window| (window as u128).min(context));
+            let seen = window * (window + 1) / 2 + (context - window) * window;
+            2 * projections + 2 * heads * (score + value) * seen / context
+        };
         let layers: u128 = self
             .layers
             .iter()
-            .map(|layer| match layer {
-                FfnSpec::Dense(mlp) => attention + 2 * mlp.parameters(self.hidden),
+            .enumerate()
+            .map(|(l, layer)| match layer {
+                FfnSpec::Dense(mlp) => attention(l) + 2 * mlp.parameters(self.hidden),
                 FfnSpec::Moe(moe) => {
                     let met = moe.top_k as u128 * moe.expert.parameters(self.hidden)
                         + moe.shared().parameters(self.hidden);
-                    attention + 2 * (met + h * moe.experts as u128)
+                    attention(l) + 2 * (met + h * moe.experts as u128)
                 }
             })
             .sum();
@@ -262,17 +474,22 @@ impl ModelSpec {
         let (h, v, a) = (self.hidden as u128, self.vocab as u128, &self.attention);
         let d = a.head_dim as u128;
         let (q, kv) = (a.heads as u128 * d, a.kv_heads as u128 * d);
-        let attention = 2 * h
-            + 2 * h * q
-            + 2 * h * kv
-            + if a.qkv_bias { q + 2 * kv } else { 0 }
+        let norm = if self.norm == NormKind::Layer { 2 * h } else { h };
+        let attention = 2 * norm
+            + self.attention_matrices()
+            + match &a.latent {
+                None if a.qkv_bias => q + 2 * kv,
+                Some(l) => l.kv_rank as u128 + l.q_rank.unwrap_or(0) as u128,
+                None => 0,
+            }
             + if a.out_bias { h } else { 0 }
+            + if a.sinks { a.heads as u128 } else { 0 }
             + match a.qk_norm {
                 QkNorm::None => 0,
-                QkNorm::Head => 2 * d,
+                QkNorm::Head | QkNorm::HeadAfter => 2 * d,
                 QkNorm::Full => q + kv,
             };
-        let head = h + v * h;
+        let head = norm + v * h + if self.head_bias { v } else { 0 };
         let (mut total, mut active) = (head + if self.tie_embeddings { 0 } else { v * h }, head);
         for layer in &self.layers {
             let (all, met) = layer.parameters(self.hidden);
@@ -280,6 +497,25 @@ impl ModelSpec {
             active += attention + met;
         }
         (total, active)
+    }
+
+    /// Elements of the matrices of an attention.
+    fn attention_matrices(&self) -> u128 {
+        let (h, a) = (self.hidden as u128, &self.attention);
+        let heads = a.heads as u128;
+        let (q, kv) = (heads * a.head_dim as u128, (a.kv_heads * a.head_dim) as u128);
+        match &a.latent {
+            None => 2 * h * q + 2 * h * kv,
+            Some(l) => {
+                let c = l.kv_rank as u128;
+                let queries = match l.q_rank {
+                    Some(rank) => rank as u128 * (h + q),
+                    None => h * q,
+                };
+                let keys = h * (c + l.rope as u128) + c * heads * (l.nope + l.value) as u128;
+                queries + keys + h * heads * l.value as u128
+            }
+        }
     }
 
     /// The first MoE layer, if there is one.
@@ -299,8 +535,14 @@ impl FfnSpec {
             FfnSpec::Moe(moe) => {
                 let (e, k) = (moe.experts as u128, moe.top_k as u128);
                 let biased = senmon_moe::router::kind(&moe.router.kind).is_ok_and(|kind| kind.selection_bias);
-                let every = e * hidden as u128 + if biased { e } else { 0 } + moe.shared().parameters(hidden);
-                let one = moe.expert.parameters(hidden);
+                let h = hidden as u128;
+                let every = e * h
+                    + if biased { e } else { 0 }
+                    + if moe.router_bias { e } else { 0 }
+                    + moe.shared().parameters(hidden)
+                    + if moe.has_shared_gate() { h } else { 0 };
+                let biases = if moe.expert_bias { moe.expert.pre() as u128 + h } else { 0 };
+                let one = moe.expert.parameters(hidden) + biases;
                 (every + e * one, every + k * one)
             }
         }
@@ -313,12 +555,36 @@ impl MlpSpec {
         let matrices = if self.gated { 3 } else { 2 };
         matrices * hidden as u128 * self.intermediate as u128
     }
+
+    /// P, rows of the first matrix.
+    pub fn pre(&self) -> usize {
+        if self.gated { 2 * self.intermediate } else { self.intermediate }
+    }
 }
 
 impl MoeSpec {
+    /// Experts without biases and without shared ones beside them, behind the router that is the default.
+    pub fn plain(experts: usize, top_k: usize, expert: MlpSpec) -> Self {
+        Self {
+            experts,
+            top_k,
+            expert,
+            shared_intermediate: 0,
+            shared_gate: false,
+            router_bias: false,
+            expert_bias: false,
+            router: RouterConfig::default(),
+        }
+    }
+
     /// The shared experts together, as one MLP; of width 0 when there are none.
     pub fn shared(&self) -> MlpSpec {
         MlpSpec { intermediate: self.shared_intermediate, ..self.expert.clone() }
+    }
+
+    /// There are shared experts, and they have a gate.
+    pub fn has_shared_gate(&self) -> bool {
+        self.shared_gate && self.shared_intermediate > 0
     }
 }
 
@@ -338,38 +604,74 @@ pub(crate) fn test_spec(seed: u64) -> ModelSpec {
         hidden: 4 + pick(2, 12),
         max_positions: 64,
         norm_eps: 1e-6,
+        norm: NormKind::Rms,
+        norm_place: NormPlace::Before,
         tie_embeddings: pick(3, 2) == 0,
+        head_bias: false,
+        scales: Scales::default(),
         init_std: 0.02,
         attention: AttentionSpec {
-            heads: kv_heads * (1 + pick(4, 3)),
-            kv_heads,
-            head_dim: 2 * (1 + pick(5, 4)),
             qkv_bias: pick(6, 2) == 0,
             out_bias: pick(7, 2) == 0,
             qk_norm: [QkNorm::None, QkNorm::Head, QkNorm::Full][pick(8, 3)],
-            window: None,
-            rope_theta: 10_000.0,
+            ..AttentionSpec::plain(kv_heads * (1 + pick(4, 3)), kv_heads, 2 * (1 + pick(5, 4)))
         },
         layers: (0..3)
             .map(|l| match pick(20 + 20 * l, 2) {
                 0 => FfnSpec::Dense(mlp(21 + 20 * l)),
                 _ => {
                     let experts = 1 + pick(23 + 20 * l, 5);
+                    let top_k = 1 + pick(24 + 20 * l, experts as u64);
                     FfnSpec::Moe(MoeSpec {
-                        experts,
-                        top_k: 1 + pick(24 + 20 * l, experts as u64),
-                        expert: mlp(25 + 20 * l),
                         shared_intermediate: pick(27 + 20 * l, 4),
                         router: RouterConfig {
                             kind: ["topk_pre", "topk_post", "sigmoid_bias"][pick(28 + 20 * l, 3)].into(),
                             ..RouterConfig::default()
                         },
+                        ..MoeSpec::plain(experts, top_k, mlp(25 + 20 * l))
                     })
                 }
             })
             .collect(),
         tokens: SpecialTokens::default(),
     }
+}
+
+/// As [`test_spec`], and with what only some families have: latent attention, sinks, biases of experts, norms of another
+/// kind and place, factors.
+#[cfg(test)]
+pub(crate) fn odd_spec(seed: u64) -> ModelSpec {
+    let mut spec = test_spec(seed);
+    let stream = senmon_moe::rng::Stream::new(&[seed, 1]);
+    let pick = |i: u64, n: u64| (stream.bits(i) % n) as usize;
+    spec.norm = [NormKind::Rms, NormKind::Layer][pick(0, 2)];
+    spec.norm_place = [NormPlace::Before, NormPlace::After][pick(1, 2)];
+    spec.head_bias = pick(2, 2) == 0;
+    spec.scales = Scales { embedding: 3.0, residual: 0.5, logits: 0.25 };
+    let a = &mut spec.attention;
+    if pick(3, 2) == 0 {
+        let (nope, rope) = (1 + pick(4, 5), 2 + 2 * pick(5, 2));
+        let q_rank = (pick(6, 2) == 0).then_some(3);
+        let latent = LatentSpec { q_rank, kv_rank: 2 + pick(7, 4), nope, rope, value: 1 + pick(8, 6) };
+        *a = AttentionSpec { latent: Some(latent), ..AttentionSpec::plain(a.heads, a.heads, nope + rope) };
+    } else {
+        a.sinks = pick(9, 2) == 0;
+        a.window = Some(3);
+        a.window_layers = (pick(10, 2) == 0).then(|| vec![true, false, true]);
+        a.rope.dims = (pick(11, 2) == 0).then_some(2);
+        if pick(12, 3) == 0 {
+            a.qk_norm = QkNorm::HeadAfter;
+        }
+    }
+    a.rope.neighbours = pick(13, 2) == 0;
+    for (l, layer) in spec.layers.iter_mut().enumerate() {
+        if let FfnSpec::Moe(moe) = layer {
+            moe.shared_gate = pick(20 + l as u64, 2) == 0;
+            moe.router_bias = pick(30 + l as u64, 2) == 0;
+            moe.expert_bias = pick(40 + l as u64, 2) == 0;
+        }
+    }
+    spec
 }
 
 #[cfg(test)]
@@ -383,23 +685,8 @@ mod tests {
         spec.vocab = 100;
         spec.hidden = 16;
         spec.tie_embeddings = false;
-        spec.attention = AttentionSpec {
-            heads: 4,
-            kv_heads: 2,
-            head_dim: 8,
-            qkv_bias: false,
-            out_bias: false,
-            qk_norm: QkNorm::None,
-            window: None,
-            rope_theta: 1e4,
-        };
-        let moe = MoeSpec {
-            experts: 8,
-            top_k: 2,
-            expert: mlp.clone(),
-            shared_intermediate: 5,
-            router: RouterConfig::default(),
-        };
+        spec.attention = AttentionSpec::plain(4, 2, 8);
+        let moe = MoeSpec { shared_intermediate: 5, ..MoeSpec::plain(8, 2, mlp.clone()) };
         spec.layers = vec![FfnSpec::Dense(mlp), FfnSpec::Moe(moe)];
         spec
     }
@@ -461,13 +748,7 @@ mod tests {
         (spec.hidden, spec.vocab, spec.attention.heads, spec.attention.kv_heads) =
             (LIMIT, LIMIT, LIMIT, LIMIT);
         spec.attention.head_dim = LIMIT;
-        let moe = MoeSpec {
-            experts: 400,
-            top_k: 400,
-            expert: huge,
-            shared_intermediate: LIMIT,
-            router: RouterConfig::default(),
-        };
+        let moe = MoeSpec { shared_intermediate: LIMIT, ..MoeSpec::plain(400, 400, huge) };
         spec.layers = vec![FfnSpec::Moe(moe); MAX_LAYERS];
         assert!(spec.validate().unwrap_err().to_string().contains("parameters = "));
         assert_eq!(spec.flops_per_token(usize::MAX), u64::MAX);

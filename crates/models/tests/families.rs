@@ -2,49 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
+use common::{base, known, read};
 use senmon_models::Result;
-use senmon_models::families::{FAMILIES, Json, best_family, config_json, family};
+use senmon_models::families::{best_family, config_json};
+use senmon_models::rope::RopeScaling;
 use senmon_models::spec::{FfnSpec, ModelSpec};
 use serde_json::{Value, json};
-use std::path::Path;
-
-/// Keys that every family needs.
-fn base(name: &str) -> Value {
-    let mut config = json!({
-        "model_type": name, "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 128, "rms_norm_eps": 1e-6, "intermediate_size": 48,
-        "hidden_act": "silu", "rope_theta": 20000.0, "torch_dtype": "bfloat16", "transformers_version": "4.57.0",
-        "use_cache": true, "attention_dropout": 0.0, "initializer_range": 0.02, "tie_word_embeddings": false,
-        "architectures": ["X"], "bos_token_id": 1, "eos_token_id": 2, "attention_bias": false,
-    });
-    let more = match name {
-        "mixtral" => json!({ "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": null }),
-        "olmoe" => {
-            json!({ "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": false, "clip_qkv": null })
-        }
-        "qwen3_moe" => json!({
-            "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": true, "moe_intermediate_size": 8,
-            "decoder_sparse_step": 1, "mlp_only_layers": [], "use_sliding_window": false, "sliding_window": 4096,
-            "max_window_layers": 2, "head_dim": 16,
-        }),
-        "dots1" => json!({
-            "n_routed_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": true, "moe_intermediate_size": 8,
-            "n_shared_experts": 2, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
-            "routed_scaling_factor": 2.5, "sliding_window": null, "max_window_layers": 62,
-        }),
-        "qwen3" => json!({ "use_sliding_window": false, "sliding_window": null, "head_dim": 16 }),
-        _ => json!({ "mlp_bias": false }),
-    };
-    for (key, value) in more.as_object().unwrap() {
-        config[key] = value.clone();
-    }
-    config
-}
-
-fn read(config: &Value) -> Result<ModelSpec> {
-    let name = config["model_type"].as_str().unwrap();
-    (family(name).unwrap().read)(&Json::new(Path::new("config.json"), config.clone()).unwrap())
-}
 
 /// The specification of a family's plain configuration with some keys set; a null removes the key.
 fn with(name: &str, keys: Value) -> Result<ModelSpec> {
@@ -59,10 +24,6 @@ fn without(name: &str, key: &str) -> Result<ModelSpec> {
     let mut config = base(name);
     config.as_object_mut().unwrap().remove(key).unwrap();
     read(&config)
-}
-
-fn known() -> impl Iterator<Item = &'static str> {
-    FAMILIES.iter().map(|family| family.name).filter(|name| *name != "senmon")
 }
 
 #[test]
@@ -123,24 +84,102 @@ fn rotary_positions_of_both_versions() {
     assert_eq!(theta(json!({ "rope_scaling": null })).unwrap(), 20_000.0);
     assert_eq!(theta(json!({ "rope_scaling": { "type": "default" } })).unwrap(), 20_000.0);
     for (key, value) in [
-        ("rope_scaling", json!({ "type": "linear", "factor": 2.0 })),
+        ("rope_scaling", json!({ "type": "linear" })),
         ("rope_scaling", json!({ "factor": 2.0 })),
         ("rope_scaling", json!("linear")),
         ("rope_scaling", json!(2.0)),
-        ("rope_parameters", json!({ "rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4 })),
+        ("rope_scaling", json!({ "type": "linear", "factor": 0.0 })),
+        ("rope_scaling", json!({ "type": "linear", "factor": "2" })),
+        ("rope_scaling", json!({ "type": "dynamic" })),
+        ("rope_scaling", json!({ "type": "mrope", "mrope_section": [1, 1] })),
+        ("rope_scaling", json!({ "type": "proportional", "factor": 2.0 })),
+        (
+            "rope_scaling",
+            json!({ "type": "longrope", "short_factor": [1.0], "long_factor": [1.0], "factor": 2.0 }),
+        ),
+        (
+            "rope_scaling",
+            json!({ "type": "longrope", "short_factor": 1.0, "long_factor": [1.0], "factor": 2.0 }),
+        ),
+        (
+            "rope_scaling",
+            json!({ "type": "llama3", "factor": 2.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0 }),
+        ),
+        ("rope_scaling", json!({ "type": "llama3", "factor": 2.0, "low_freq_factor": 1.0 })),
+        (
+            "rope_parameters",
+            json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 0 }),
+        ),
+        ("rope_parameters", json!({ "rope_type": "yarn", "factor": 4.0, "truncate": 1 })),
         ("rope_parameters", json!({ "rope_type": 3 })),
         ("rope_parameters", json!({ "rope_theta": "big" })),
-        ("rope_parameters", json!({ "rope_theta": 1e4, "partial_rotary_factor": 0.5 })),
+        ("rope_parameters", json!({ "rope_theta": 1e4, "partial_rotary_factor": 1.5 })),
         ("rope_parameters", json!({ "full_attention": { "rope_type": "default", "rope_theta": 1e4 } })),
         ("rope_parameters", json!({ "rope_type": "default", "full_attention": { "rope_theta": 1e6 } })),
-        ("partial_rotary_factor", json!(0.25)),
+        ("partial_rotary_factor", json!("half")),
         ("rope_theta", json!("10000")),
         ("rope_theta", json!(-1.0)),
         ("rope_theta", json!(0)),
     ] {
         for name in known() {
             let text = with(name, json!({ key: value.clone() })).unwrap_err().to_string();
-            assert!(text.contains(key) && text.contains("config.json"), "{name} {key} = {value}: {text}");
+            let named = text.contains(key) || text.contains("partial_rotary_factor");
+            assert!(named && text.contains("config.json"), "{name} {key} = {value}: {text}");
+        }
+    }
+    assert!(with("llama", json!({ "partial_rotary_factor": 0.5 })).is_err());
+}
+
+#[test]
+fn bent_speeds_of_both_versions() {
+    let scaling = |keys: Value| with("llama", keys).unwrap().attention.rope.scaling;
+    let linear = json!({ "rope_scaling": { "type": "linear", "factor": 2.0 } });
+    assert_eq!(scaling(linear), RopeScaling::Linear { factor: 2.0 });
+    let dynamic = json!({ "rope_parameters": { "rope_type": "dynamic", "factor": 2.0 } });
+    assert_eq!(scaling(dynamic), RopeScaling::Dynamic { factor: 2.0, original: 128 });
+    // The factor of YaRN may follow from the lengths; its attention factor from two numbers.
+    let yarn = json!({ "rope_scaling": { "type": "yarn", "original_max_position_embeddings": 32 } });
+    let RopeScaling::Yarn { factor, original, attention_factor, .. } = scaling(yarn) else { panic!() };
+    assert_eq!((factor, original), (4.0, 32));
+    assert!((attention_factor - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
+    let yarn =
+        json!({ "rope_scaling": { "type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0 } });
+    let RopeScaling::Yarn { attention_factor, .. } = scaling(yarn) else { panic!() };
+    assert_eq!(attention_factor, 1.0);
+    let list = [1.0, 1.5, 2.0, 3.0];
+    let long = json!({
+        "rope_scaling": { "type": "longrope", "short_factor": list, "long_factor": list },
+        "original_max_position_embeddings": 32,
+    });
+    let RopeScaling::Longrope { original, long_factor, .. } = scaling(long) else { panic!() };
+    assert!(original == 32 && (long_factor - (1.0 + 4f64.ln() / 32f64.ln()).sqrt()).abs() < 1e-12);
+    // Hunyuan's alpha is another base.
+    let alpha = json!({ "rope_scaling": { "type": "dynamic", "factor": 1.0, "alpha": 1000.0 } });
+    let a = with("hunyuan_v1_moe", alpha).unwrap().attention;
+    assert_eq!(a.rope.scaling, RopeScaling::None);
+    assert!((a.rope_theta / (20_000.0 * 1000f64.powf(8.0 / 6.0)) - 1.0).abs() < 1e-12);
+    // DeepSeek's factor on the scores.
+    for name in ["deepseek_v2", "deepseek_v3"] {
+        let yarn = json!({ "rope_scaling": { "type": "yarn", "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 1.0 } });
+        let spec = with(name, yarn).unwrap();
+        let m = 0.1 * 40f64.ln() + 1.0;
+        assert!((spec.attention.scale.unwrap() - m * m / 10f64.sqrt()).abs() < 1e-12, "{name}");
+        let back = read(&config_json(&spec, name).unwrap().1).unwrap();
+        assert!(
+            (back.attention.scale.unwrap() / spec.attention.scale.unwrap() - 1.0).abs() < 1e-12,
+            "{name}"
+        );
+    }
+    // All come back from what is written, in every family that is not bound to one kind.
+    for table in [
+        json!({ "rope_type": "linear", "factor": 2.0 }),
+        json!({ "rope_type": "dynamic", "factor": 2.0 }),
+        json!({ "rope_type": "yarn", "factor": 4.0, "beta_fast": 16.0, "truncate": false }),
+        json!({ "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0 }),
+    ] {
+        for name in known() {
+            let spec = with(name, json!({ "rope_parameters": table.clone() })).unwrap();
+            assert_eq!(read(&config_json(&spec, name).unwrap().1).unwrap(), spec, "{name} {table}");
         }
     }
 }
@@ -152,7 +191,7 @@ fn keys_that_change_the_maths_are_refused_by_name() {
         ("olmoe", "sliding_window", json!(16)),
         ("llama", "mlp_bias", json!(true)),
         ("qwen3", "use_sliding_window", json!(true)),
-        ("llama", "hidden_act", json!("gelu_new")),
+        ("llama", "hidden_act", json!("mish")),
         ("llama", "hidden_act", json!(1)),
         ("llama", "quantization_config", json!({ "quant_method": "gptq" })),
         ("qwen3_moe", "decoder_sparse_step", json!(0)),
@@ -172,11 +211,19 @@ fn keys_that_change_the_maths_are_refused_by_name() {
             "layer_types",
             json!(["sliding_attention", "sliding_attention", "sliding_attention", "sliding_attention"]),
         ),
-        (
-            "dots1",
-            "layer_types",
-            json!(["full_attention", "full_attention", "full_attention", "sliding_attention"]),
-        ),
+        ("gpt_oss", "swiglu_limit", json!(5.0)),
+        ("gpt_oss", "quantization_config", json!({ "quant_method": "fp8" })),
+        ("deepseek_v2", "norm_topk_prob", json!(true)),
+        ("deepseek_v2", "topk_method", json!("noaux_tc")),
+        ("deepseek_v3", "scoring_func", json!("softmax")),
+        ("deepseek_v3", "attention_bias", json!(true)),
+        ("ernie4_5_moe", "use_bias", json!(true)),
+        ("ernie4_5_moe", "moe_layer_interval", json!(0)),
+        ("ernie4_5_moe", "moe_layer_end_index", json!(-2)),
+        ("phimoe", "num_experts_per_tok", json!(1)),
+        ("granitemoe", "logits_scaling", json!(0.0)),
+        ("hunyuan_v1_moe", "moe_topk", json!([1, 2])),
+        ("minimax_m2", "scoring_func", json!("softmax")),
     ] {
         let text = with(name, json!({ key: value.clone() })).unwrap_err().to_string();
         assert!(text.contains(key) && text.contains("config.json"), "{name} {key} = {value}: {text}");
@@ -184,7 +231,6 @@ fn keys_that_change_the_maths_are_refused_by_name() {
     // What is only of training, of display, or not known to change anything.
     for (key, value) in [
         ("attention_dropout", json!(0.1)),
-        ("router_jitter_noise", json!(0.1)),
         ("output_router_logits", json!(true)),
         ("dtype", json!("float16")),
         ("something_new", json!({ "a": 1 })),
@@ -224,6 +270,9 @@ fn lies_name_their_key() {
             }
         }
         for key in ["vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads"] {
+            if name.starts_with("deepseek") && key == "num_key_value_heads" {
+                continue; // Latent attention has none.
+            }
             let text = with(name, json!({ key: 0 })).unwrap_err().to_string();
             assert!(text.contains(&format!("{key} = 0")), "{name}: {text}");
         }
@@ -246,11 +295,17 @@ fn absent_keys_are_what_transformers_takes() {
         config.as_object_mut().unwrap().remove("num_key_value_heads");
         read(&config).unwrap().attention.kv_heads
     };
-    let found: Vec<_> = known().map(|name| (name, kv(name))).collect();
-    assert_eq!(
-        found,
-        [("mixtral", 8), ("olmoe", 32), ("qwen3_moe", 4), ("dots1", 32), ("llama", 32), ("qwen3", 32)]
-    );
+    for name in known() {
+        let expected = match name {
+            "mixtral" | "gpt_oss" | "phimoe" | "glm4_moe" | "minimax_m2" | "mistral" => 8,
+            "qwen3_moe" | "ernie4_5_moe" => 4,
+            "qwen2_moe" => 16,
+            _ => 32,
+        };
+        assert_eq!(kv(name), expected, "{name}");
+    }
+    let layers = with("gpt_oss", json!({})).unwrap().attention.window_layers;
+    assert_eq!(layers, Some(vec![true, false, true, false]));
     assert_eq!(without("qwen3", "head_dim").unwrap().attention.head_dim, 128);
     assert_eq!(without("qwen3_moe", "head_dim").unwrap().attention.head_dim, 8);
     assert!(without("qwen3_moe", "norm_topk_prob").unwrap().first_moe().is_some_and(|m| !m.router.normalize));
@@ -275,7 +330,8 @@ fn windows_are_those_of_transformers() {
     // dots1: layers from max_window_layers on, unless layer_types says it.
     assert_eq!(window("dots1", json!({ "sliding_window": 7 })).unwrap(), None);
     assert_eq!(window("dots1", json!({ "sliding_window": 7, "max_window_layers": 0 })).unwrap(), Some(7));
-    assert!(window("dots1", json!({ "sliding_window": 7, "max_window_layers": 2 })).is_err());
+    let some = with("dots1", json!({ "sliding_window": 7, "max_window_layers": 2 })).unwrap().attention;
+    assert_eq!((some.window, some.window_layers), (Some(7), Some(vec![false, false, true, true])));
     assert_eq!(without("dots1", "sliding_window").unwrap().attention.window, None);
     let kinds = |kind: &str| json!({ "sliding_window": 7, "layer_types": [kind, kind, kind, kind] });
     assert_eq!(window("dots1", kinds("full_attention")).unwrap(), None);
@@ -294,4 +350,9 @@ fn dense_layers_among_experts() {
     assert_eq!(dense("qwen3_moe", json!({ "mlp_only_layers": [0, 3, 9] })), [true, false, false, true]);
     assert_eq!(dense("dots1", json!({ "first_k_dense_replace": 2 })), [true, true, false, false]);
     assert_eq!(dense("dots1", json!({ "first_k_dense_replace": 0 })), [false; 4]);
+    assert_eq!(dense("ernie4_5_moe", json!({})), [true, false, true, false]);
+    assert_eq!(dense("ernie4_5_moe", json!({ "moe_layer_end_index": 2 })), [true, false, true, true]);
+    let interval = json!({ "moe_layer_interval": 1, "moe_layer_start_index": 2 });
+    assert_eq!(dense("ernie4_5_moe", interval), [true, true, false, false]);
+    assert_eq!(dense("deepseek_v3", json!({ "first_k_dense_replace": 3 })), [true, true, true, false]);
 }

@@ -52,7 +52,8 @@ fn distance(folder: &Path, spec: &ModelSpec, params: Vec<Vec<f32>>) -> f32 {
     let tokens: Vec<u32> = words("tokens").into_iter().map(u32::from_le_bytes).collect();
     let expected: Vec<f32> = words("logits").into_iter().map(f32::from_le_bytes).collect();
     let decoder = Decoder::new(spec, params, false).unwrap();
-    let logits = decoder.logits(&tokens, &mut decoder.cache(), false, &mut Pass::default()).unwrap();
+    let mut cache = decoder.cache(tokens.len()).unwrap();
+    let logits = decoder.logits(&tokens, &mut cache, false, &mut Pass::default()).unwrap();
     assert_eq!(logits.len(), expected.len());
     assert!(logits.iter().all(|x| x.is_finite()));
     let greatest = |values: &mut dyn Iterator<Item = f32>| values.fold(0f32, |a, b| a.max(b.abs()));

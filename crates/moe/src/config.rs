@@ -16,10 +16,25 @@ pub struct RouterConfig {
     pub groups: usize,
     /// Groups that a token may use.
     pub top_groups: usize,
+    /// What becomes of the scores of the other groups.
+    pub group_mask: GroupMask,
     /// In training, the router's copy of its input is multiplied by U(1 - jitter, 1 + jitter).
     pub jitter: f64,
     /// Factor on the standard deviation that the router's weights start from.
     pub init_scale: f64,
+    /// ε of `sparsemixer`: logits within 2ε of the greatest, in parts of it, share the softmax.
+    pub sparsemixer_eps: f64,
+}
+
+/// What becomes of the scores of groups that a token may not use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GroupMask {
+    /// They are out.
+    #[default]
+    Inf,
+    /// They count as 0, and win where all others are below it (some families' code in transformers).
+    Zero,
 }
 
 impl Default for RouterConfig {
@@ -30,8 +45,10 @@ impl Default for RouterConfig {
             scale: 1.0,
             groups: 1,
             top_groups: 1,
+            group_mask: GroupMask::Inf,
             jitter: 0.0,
             init_scale: 1.0,
+            sparsemixer_eps: 0.01,
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::rng::Stream;
 use crate::router::{self, RouteInput, Router};
 use crate::tensor::read;
 use candle_core::{D, DType, Tensor};
+use candle_nn::ops::sigmoid;
 use candle_nn::{Init, VarBuilder};
 use senmon_kernels::activation::Activation;
 use senmon_kernels::dispatch::{Dispatch, EMPTY};
@@ -31,6 +32,12 @@ pub struct MoeConfig {
     pub gated: bool,
     /// Inner width of the shared experts together; 0 for none.
     pub shared_intermediate: usize,
+    /// What the shared experts give is multiplied by σ(x·w), w \[1, H\] (Qwen2-MoE).
+    pub shared_gate: bool,
+    /// The router's product has a bias \[E\], with the softmax or sigmoid after it (gpt-oss).
+    pub router_bias: bool,
+    /// Experts have biases, \[E, P\] and \[E, H\] (gpt-oss): such a layer runs, it does not train.
+    pub expert_bias: bool,
     /// How tokens choose.
     pub router: RouterConfig,
 }
@@ -46,6 +53,9 @@ impl MoeConfig {
             activation: Activation::Silu,
             gated: true,
             shared_intermediate: 0,
+            shared_gate: false,
+            router_bias: false,
+            expert_bias: false,
             router: RouterConfig::default(),
         }
     }
@@ -69,14 +79,36 @@ impl MoeConfig {
 pub struct MoeParams {
     /// \[E, H\].
     pub router: Param,
+    /// Added to the logits: \[E\].
+    pub router_bias: Option<Param>,
     /// Added to the scores for the selection, by the kinds that have one: \[E\].
     pub selection_bias: Option<SelectionBias>,
     /// \[E, P, H\]: each expert's gate rows, then its up rows.
     pub gate_up: Param,
     /// \[E, H, I\].
     pub down: Param,
+    /// Biases of the experts: \[E, P\] and \[E, H\].
+    pub expert_biases: Option<(Param, Param)>,
     /// \[P', H\] and \[H, I'\] of the shared experts together.
     pub shared: Option<(Param, Param)>,
+    /// \[1, H\].
+    pub shared_gate: Option<Param>,
+}
+
+impl MoeParams {
+    /// A router and experts, \[E, H\], \[E, P, H\] and \[E, H, I\], with nothing beside them.
+    pub fn new(router: Param, gate_up: Param, down: Param) -> Self {
+        Self {
+            router,
+            router_bias: None,
+            selection_bias: None,
+            gate_up,
+            down,
+            expert_biases: None,
+            shared: None,
+            shared_gate: None,
+        }
+    }
 }
 
 /// The selection bias: state that is saved with a model but gets no gradient.
@@ -159,8 +191,9 @@ pub struct MoeLayer {
 }
 
 impl MoeLayer {
-    /// A layer with parameters from `vb`: `router.weight`, `experts.gate_up`, `experts.down`, and where the
-    /// configuration has them `router.bias`, `shared.gate_up`, `shared.down`. Fresh ones are drawn with standard deviation 0.02.
+    /// A layer with parameters from `vb`: `router.weight`, `experts.gate_up`, `experts.down`, and where the configuration has
+    /// them `router.bias` (of the selection), `router.logits_bias`, `experts.gate_up_bias`, `experts.down_bias`, `shared.gate_up`,
+    /// `shared.down`, `shared.gate`. Fresh ones are drawn with standard deviation 0.02, biases are 0.
     pub fn new(config: MoeConfig, vb: VarBuilder) -> Result<Self> {
         let (e, h, i) = (config.experts, config.hidden, config.intermediate);
         let p = config.expert_shape().pre();
@@ -183,8 +216,18 @@ impl MoeLayer {
                 get("shared.down", &[h, s.intermediate], 0.02)?,
             )),
         };
+        let bias = |name: &str, shape: &[usize]| -> Result<Param> {
+            Ok(Param::new(name, vb.get_with_hints(shape, name, Init::Const(0.0))?))
+        };
+        let gated = config.shared_gate && shared.is_some();
         let params = MoeParams {
             router: get("router.weight", &[e, h], 0.02 * config.router.init_scale)?,
+            router_bias: config.router_bias.then(|| bias("router.logits_bias", &[e])).transpose()?,
+            expert_biases: match config.expert_bias {
+                false => None,
+                true => Some((bias("experts.gate_up_bias", &[e, p])?, bias("experts.down_bias", &[e, h])?)),
+            },
+            shared_gate: gated.then(|| get("shared.gate", &[1, h], 0.02)).transpose()?,
             selection_bias,
             gate_up: get("experts.gate_up", &[e, p, h], 0.02)?,
             down: get("experts.down", &[e, h, i], 0.02)?,
@@ -211,6 +254,16 @@ impl MoeLayer {
             let s = config.shared_shape();
             expect("shared.gate_up", up, &[s.pre(), h])?;
             expect("shared.down", down, &[h, s.intermediate])?;
+        }
+        if let Some(bias) = &params.router_bias {
+            expect("router.logits_bias", bias, &[e])?;
+        }
+        if let Some((up, down)) = &params.expert_biases {
+            expect("experts.gate_up_bias", up, &[e, s.pre()])?;
+            expect("experts.down_bias", down, &[e, h])?;
+        }
+        if let Some(gate) = &params.shared_gate {
+            expect("shared.gate", gate, &[1, h])?;
         }
         if let Some(bias) = &params.selection_bias
             && bias.values().len() != e
@@ -247,10 +300,16 @@ impl MoeLayer {
         let x = x.reshape(((), h))?;
         let (routing, dispatch) = self.route(&x, ctx)?;
         let s = self.config.expert_shape();
-        let a = ops::gated_up(&x, &self.params.gate_up, &dispatch, s)?;
-        let mut y = ops::down_combine(&a, &self.params.down, &routing.weights, &dispatch, s)?;
+        let biases = self.params.expert_biases.as_ref();
+        let a = ops::gated_up(&x, &self.params.gate_up, biases.map(|b| &b.0), &dispatch, s)?;
+        let (down, bias) = (&self.params.down, biases.map(|b| &b.1));
+        let mut y = ops::down_combine(&a, down, bias, &routing.weights, &dispatch, s)?;
         if let Some((up, down)) = &self.params.shared {
-            y = (y + ops::mlp(&x, up, down, self.config.shared_shape())?)?;
+            let mut shared = ops::mlp(&x, up, down, self.config.shared_shape())?;
+            if let Some(gate) = &self.params.shared_gate {
+                shared = shared.broadcast_mul(&sigmoid(&ops::linear(&x, gate)?)?)?;
+            }
+            y = (y + shared)?;
         }
         if let Some(observer) = &mut ctx.observer {
             observer.routed(ctx.layer, &routing);
@@ -266,7 +325,10 @@ impl MoeLayer {
             jitter if ctx.train && jitter > 0.0 => jittered(x, jitter as f32, ctx)?,
             _ => x.clone(),
         };
-        let logits = ops::linear(&seen, &self.params.router)?;
+        let mut logits = ops::linear(&seen, &self.params.router)?;
+        if let Some(bias) = &self.params.router_bias {
+            logits = logits.broadcast_add(bias.tensor())?;
+        }
         let bias = self.params.selection_bias.as_ref().map(SelectionBias::values);
         if let Some(forced) = ctx.forced
             && forced.len() != tokens * k

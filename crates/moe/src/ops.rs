@@ -18,28 +18,38 @@ pub fn linear(x: &Tensor, w: &Param) -> Result<Tensor> {
     x.contiguous()?.apply_op2(w.tensor(), Linear { sink: w.sink().cloned() })
 }
 
-/// `a` \[N, I\] from `x` \[T, H\] and `w` \[E, P, H\]: for each row of the dispatch, act(gate) · up.
-pub fn gated_up(x: &Tensor, w: &Param, dispatch: &Arc<Dispatch>, shape: Shape) -> Result<Tensor> {
-    let op = GatedUp { dispatch: dispatch.clone(), shape, sink: w.sink().cloned(), pre: Mutex::default() };
+/// `a` \[N, I\] from `x` \[T, H\], `w` \[E, P, H\] and `bias` \[E, P\]: for each row of the dispatch, act(gate) · up. A bias has no
+/// gradient.
+pub fn gated_up(
+    x: &Tensor,
+    w: &Param,
+    bias: Option<&Param>,
+    dispatch: &Arc<Dispatch>,
+    shape: Shape,
+) -> Result<Tensor> {
+    let (bias, sink) = (bias.cloned(), w.sink().cloned());
+    let op = GatedUp { dispatch: dispatch.clone(), shape, bias, sink, pre: Mutex::default() };
     x.contiguous()?.apply_op2(w.tensor(), op)
 }
 
-/// `y` \[T, H\] from `a` \[N, I\], `w` \[E, H, I\] and `weights` \[T, K\]: each token's rows through the second
-/// product, weighted and summed.
+/// `y` \[T, H\] from `a` \[N, I\], `w` \[E, H, I\], `bias` \[E, H\] and `weights` \[T, K\]: each token's rows through the second
+/// product, weighted and summed. A bias has no gradient.
 pub fn down_combine(
     a: &Tensor,
     w: &Param,
+    bias: Option<&Param>,
     weights: &Tensor,
     dispatch: &Arc<Dispatch>,
     shape: Shape,
 ) -> Result<Tensor> {
-    let op = DownCombine { dispatch: dispatch.clone(), shape, sink: w.sink().cloned() };
+    let (bias, sink) = (bias.cloned(), w.sink().cloned());
+    let op = DownCombine { dispatch: dispatch.clone(), shape, bias, sink };
     a.apply_op3(w.tensor(), &weights.contiguous()?, op)
 }
 
 /// As [`down_combine`] with all weights 1 (dense MLPs and shared experts).
 pub fn down(a: &Tensor, w: &Param, dispatch: &Arc<Dispatch>, shape: Shape) -> Result<Tensor> {
-    let op = DownCombine { dispatch: dispatch.clone(), shape, sink: w.sink().cloned() };
+    let op = DownCombine { dispatch: dispatch.clone(), shape, bias: None, sink: w.sink().cloned() };
     a.apply_op2(w.tensor(), op)
 }
 
@@ -47,7 +57,7 @@ pub fn down(a: &Tensor, w: &Param, dispatch: &Arc<Dispatch>, shape: Shape) -> Re
 pub fn mlp(x: &Tensor, w_up: &Param, w_down: &Param, shape: Shape) -> Result<Tensor> {
     let tokens = x.elem_count() / shape.hidden.max(1);
     let dispatch = Arc::new(Dispatch::whole(tokens));
-    let a = gated_up(x, w_up, &dispatch, shape)?;
+    let a = gated_up(x, w_up, None, &dispatch, shape)?;
     down(&a, w_down, &dispatch, shape)?.reshape(x.shape())
 }
 
@@ -138,9 +148,29 @@ impl CustomOp2 for Linear {
     }
 }
 
+/// Calls `f` with the values of a bias of `len` elements, if there is one.
+fn read_optional<R>(bias: Option<&Param>, len: usize, f: impl FnOnce(Option<&[f32]>) -> R) -> Result<R> {
+    match bias {
+        None => Ok(f(None)),
+        Some(bias) if bias.tensor().elem_count() != len => {
+            bail!("{}: {:?} is not a bias of {len} elements", bias.name(), bias.tensor().shape())
+        }
+        Some(bias) => bias.read(|bias| f(Some(bias))),
+    }
+}
+
+/// Refuses a backward that would leave the bias out.
+fn no_bias(bias: Option<&Param>) -> Result<()> {
+    match bias {
+        None => Ok(()),
+        Some(bias) => bail!("{}: experts with biases are run, not trained", bias.name()),
+    }
+}
+
 struct GatedUp {
     dispatch: Arc<Dispatch>,
     shape: Shape,
+    bias: Option<Param>,
     sink: Option<Sink>,
     /// The sums before the non-linearity, \[N, P\], from forward to the first backward.
     pre: Mutex<Option<Buffer>>,
@@ -178,7 +208,10 @@ impl CustomOp2 for GatedUp {
         let (d, s) = (&self.dispatch, self.shape);
         let mut pre = Buffer::stale(d.rows() * s.pre());
         let mut a = Buffer::stale(d.rows() * s.intermediate).into_vec();
-        expert_mlp::up(Level::current(), d, s, slice("x", x, lx)?, slice("w", w, lw)?, &mut pre, &mut a);
+        let (x, w) = (slice("x", x, lx)?, slice("w", w, lw)?);
+        read_optional(self.bias.as_ref(), d.experts() * s.pre(), |bias| {
+            expert_mlp::up(Level::current(), d, s, x, w, bias, &mut pre, &mut a);
+        })?;
         *self.pre.lock().unwrap_or_else(PoisonError::into_inner) = Some(pre);
         Ok((CpuStorage::F32(a), (d.rows(), s.intermediate).into()))
     }
@@ -190,6 +223,7 @@ impl CustomOp2 for GatedUp {
         _a: &Tensor,
         da: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        no_bias(self.bias.as_ref())?;
         let Some(mut pre) = self.pre.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             bail!("gated_up: backward a second time; the activations were freed by the first");
         };
@@ -209,6 +243,7 @@ impl CustomOp2 for GatedUp {
 struct DownCombine {
     dispatch: Arc<Dispatch>,
     shape: Shape,
+    bias: Option<Param>,
     sink: Option<Sink>,
 }
 
@@ -228,7 +263,9 @@ impl DownCombine {
             );
         }
         let mut y = vec![0.0; d.tokens * s.hidden];
-        expert_mlp::down(Level::current(), d, s, a, w, weights, &mut y);
+        read_optional(self.bias.as_ref(), d.experts() * s.hidden, |bias| {
+            expert_mlp::down(Level::current(), d, s, a, w, bias, weights, &mut y);
+        })?;
         Ok((CpuStorage::F32(y), (d.tokens, s.hidden).into()))
     }
 
@@ -239,6 +276,7 @@ impl DownCombine {
         weights: Option<&Tensor>,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        no_bias(self.bias.as_ref())?;
         let (d, s) = (&self.dispatch, self.shape);
         let mut da = Buffer::stale(a.elem_count()).into_vec();
         let mut d_weights = weights.map(|weights| vec![0.0; weights.elem_count()]);

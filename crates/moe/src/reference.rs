@@ -1,7 +1,7 @@
 //! The experts composed from stock candle ops: what the kernels are held to, and what runs where there are none.
 
 use candle_core::{Result, Tensor};
-use senmon_kernels::activation::Activation;
+use senmon_kernels::activation::{Activation, CLAMP};
 use senmon_kernels::dispatch::EMPTY;
 use senmon_kernels::expert_mlp::Shape;
 
@@ -33,7 +33,12 @@ pub fn mlp(x: &Tensor, up: &Tensor, down: &Tensor, shape: Shape) -> Result<Tenso
     let pre = x.matmul(&up.t()?)?;
     let a = if shape.gated {
         let i = shape.intermediate;
-        (activate(&pre.narrow(1, 0, i)?, shape.activation)? * pre.narrow(1, i, i)?)?
+        let up = pre.narrow(1, i, i)?;
+        let up = match shape.activation {
+            Activation::Clamped => (up.clamp(-CLAMP, CLAMP)? + 1.0)?,
+            _ => up,
+        };
+        (activate(&pre.narrow(1, 0, i)?, shape.activation)? * up)?
     } else {
         activate(&pre, shape.activation)?
     };
@@ -46,5 +51,10 @@ fn activate(x: &Tensor, kind: Activation) -> Result<Tensor> {
         Activation::Gelu => x.gelu_erf(),
         Activation::Relu => x.relu(),
         Activation::Relu2 => x.relu()?.sqr(),
+        Activation::GeluTanh => x.gelu(),
+        Activation::Clamped => {
+            let x = x.minimum(CLAMP)?;
+            &x * candle_nn::ops::sigmoid(&(&x * 1.702)?)?
+        }
     }
 }

@@ -44,11 +44,9 @@ fn weights(c: &MoeConfig) -> [Tensor; 5] {
 fn layer(c: &MoeConfig, w: &[Tensor; 5], wrap: impl Fn(&str, &Tensor) -> Param) -> MoeLayer {
     let bias = router::kind(&c.router.kind).unwrap().selection_bias;
     let params = MoeParams {
-        router: wrap("router", &w[0]),
         selection_bias: bias.then(|| SelectionBias::new(numbers(c.experts, 6, 0.3))),
-        gate_up: wrap("gate_up", &w[1]),
-        down: wrap("down", &w[2]),
         shared: Some((wrap("shared_up", &w[3]), wrap("shared_down", &w[4]))),
+        ..MoeParams::new(wrap("router", &w[0]), wrap("gate_up", &w[1]), wrap("down", &w[2]))
     };
     MoeLayer::from_params(c.clone(), params).unwrap()
 }

@@ -40,7 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let mut picks = Picks::default();
     let mut pass = Pass { observer: Some(&mut picks), ..Pass::default() };
-    decoder.logits(&tokens, &mut decoder.cache(), true, &mut pass)?;
+    decoder.logits(&tokens, &mut decoder.cache(tokens.len())?, true, &mut pass)?;
     if picks.0.is_empty() {
         return Err("the model is dense: no layer has a router".into());
     }

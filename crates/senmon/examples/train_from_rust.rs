@@ -83,10 +83,10 @@ fn generate(
     count: usize,
 ) -> senmon::models::Result<String> {
     let sampling = Sampling { temperature: 0.7, ..Sampling::default() };
-    let mut cache = decoder.cache();
     let mut stream = TextStream::new(tokenizer, &[]);
     let mut text = String::new();
     let mut next = encode(tokenizer, prompt)?;
+    let mut cache = decoder.cache(next.len() + count)?;
     for index in 0..count as u64 {
         let logits = decoder.logits(&next, &mut cache, true, &mut Pass::default())?; // [1, V]: of the last token
         let Some(token) = sampling.pick(&logits, index) else { break };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use senmon_data::{DataConfig, DomainRule};
 use senmon_kernels::activation::Activation;
-use senmon_models::spec::{AttentionSpec, FfnSpec, MlpSpec, ModelSpec, MoeSpec, QkNorm, SpecialTokens};
+use senmon_models::spec::{AttentionSpec, FfnSpec, MlpSpec, ModelSpec, MoeSpec, QkNorm};
 use senmon_moe::config::{BalanceConfig, RouterConfig};
 use serde::{Deserialize, Serialize};
 
@@ -323,33 +323,26 @@ impl RunConfig {
             .map(|layer| match self.is_moe(layer).then(|| counts.next()).flatten() {
                 None => dense(),
                 Some(experts) => Ok(FfnSpec::Moe(MoeSpec {
-                    experts,
-                    top_k: self.experts.top_k,
-                    expert: self.mlp(self.experts.intermediate),
                     shared_intermediate: self.experts.shared * self.experts.intermediate,
                     router: self.router.clone(),
+                    ..MoeSpec::plain(experts, self.experts.top_k, self.mlp(self.experts.intermediate))
                 })),
             })
             .collect::<Result<Vec<_>>>()?;
+        let attention = AttentionSpec {
+            qkv_bias: m.biases != Biases::None,
+            out_bias: m.biases == Biases::All,
+            qk_norm: m.qk_norm,
+            window: m.window,
+            rope_theta: m.rope_theta,
+            ..AttentionSpec::plain(m.heads, m.kv_heads, m.head_dim)
+        };
         Ok(ModelSpec {
-            vocab,
-            hidden: m.hidden,
             max_positions: m.max_positions,
             norm_eps: m.norm_eps,
             tie_embeddings: m.tie_embeddings,
             init_std: INIT_STD,
-            attention: AttentionSpec {
-                heads: m.heads,
-                kv_heads: m.kv_heads,
-                head_dim: m.head_dim,
-                qkv_bias: m.biases != Biases::None,
-                out_bias: m.biases == Biases::All,
-                qk_norm: m.qk_norm,
-                window: m.window,
-                rope_theta: m.rope_theta,
-            },
-            layers,
-            tokens: SpecialTokens::default(),
+            ..ModelSpec::plain(vocab, m.hidden, attention, layers)
         })
     }
 

@@ -12,6 +12,7 @@ fn plain_layer(
     wu: &[f64],
     wd: &[f64],
     g: &[f64],
+    biases: Option<(&[f64], &[f64])>,
 ) -> Vec<f64> {
     let (h, i, p) = (s.hidden, s.intermediate, s.pre());
     let mut y = vec![0.0; d.tokens * h];
@@ -22,16 +23,18 @@ fn plain_layer(
                 continue;
             }
             let dot = |row: usize| -> f64 {
-                (0..h).map(|c| x[t * h + c] * wu[(e as usize * p + row) * h + c]).sum()
+                let bias = biases.map_or(0.0, |(up, _)| up[e as usize * p + row]);
+                bias + (0..h).map(|c| x[t * h + c] * wu[(e as usize * p + row) * h + c]).sum::<f64>()
             };
             let a: Vec<f64> = (0..i)
                 .map(|j| {
                     let act = activation::reference(s.activation, dot(j));
-                    if s.gated { act * dot(i + j) } else { act }
+                    if s.gated { act * activation::up_reference(s.activation, dot(i + j)) } else { act }
                 })
                 .collect();
             for c in 0..h {
-                let out: f64 = (0..i).map(|j| a[j] * wd[(e as usize * h + c) * i + j]).sum();
+                let bias = biases.map_or(0.0, |(_, down)| down[e as usize * h + c]);
+                let out: f64 = bias + (0..i).map(|j| a[j] * wd[(e as usize * h + c) * i + j]).sum::<f64>();
                 y[t * h + c] += g[t * d.slots + k] * out;
             }
         }
@@ -104,8 +107,8 @@ struct Gradients {
 fn run(level: Level, c: &Case) -> Gradients {
     let (n, i, p) = (c.d.rows(), c.s.intermediate, c.s.pre());
     let (mut pre, mut a, mut y) = (vec![f32::NAN; n * p], vec![f32::NAN; n * i], vec![f32::NAN; c.dy.len()]);
-    up(level, &c.d, c.s, &c.x, &c.wu, &mut pre, &mut a);
-    down(level, &c.d, c.s, &a, &c.wd, Some(&c.g), &mut y);
+    up(level, &c.d, c.s, &c.x, &c.wu, None, &mut pre, &mut a);
+    down(level, &c.d, c.s, &a, &c.wd, None, Some(&c.g), &mut y);
     let (mut da, mut dx) = (vec![f32::NAN; n * i], vec![f32::NAN; c.x.len()]);
     let (mut dwu, mut dwd, mut dg) =
         (vec![0.0; c.wu.len()], vec![0.0; c.wd.len()], vec![f32::NAN; c.g.len()]);
@@ -114,7 +117,14 @@ fn run(level: Level, c: &Case) -> Gradients {
     Gradients { y, dx, dwu, dwd, dg }
 }
 
-const KINDS: [Activation; 4] = [Activation::Silu, Activation::Gelu, Activation::Relu, Activation::Relu2];
+const KINDS: [Activation; 6] = [
+    Activation::Silu,
+    Activation::Gelu,
+    Activation::Relu,
+    Activation::Relu2,
+    Activation::GeluTanh,
+    Activation::Clamped,
+];
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
@@ -122,14 +132,24 @@ proptest! {
     #[test]
     fn forward_agrees_with_the_loop_at_every_level(
         tokens in 0usize..40, slots in 1usize..4, count in 1usize..7, h in 1usize..40, i in 1usize..40,
-        kind in 0usize..4, gated: bool, seed: u64,
+        kind in 0usize..6, gated: bool, seed: u64,
     ) {
         let c = case(tokens, slots, count, h, i, KINDS[kind], gated, seed);
-        let want = plain_layer(&c.d, &c.experts, c.s, &wide(&c.x), &wide(&c.wu), &wide(&c.wd), &wide(&c.g));
-        let scale = want.iter().fold(1.0f64, |m, v| m.max(v.abs()));
-        for level in Level::available() {
-            for (got, want) in run(level, &c).y.iter().zip(&want) {
-                prop_assert!((*got as f64 - want).abs() <= 2e-5 * scale, "{level:?}: {got}, not {want}");
+        let (bu, bd) = (numbers(count * c.s.pre(), seed ^ 6), numbers(count * h, seed ^ 7));
+        let (wbu, wbd) = (wide(&bu), wide(&bd));
+        let (x, wu, wd, g) = (wide(&c.x), wide(&c.wu), wide(&c.wd), wide(&c.g));
+        for biased in [false, true] {
+            let biases = biased.then_some((&wbu[..], &wbd[..]));
+            let want = plain_layer(&c.d, &c.experts, c.s, &x, &wu, &wd, &g, biases);
+            let scale = want.iter().fold(1.0f64, |m, v| m.max(v.abs()));
+            for level in Level::available() {
+                let (n, p) = (c.d.rows(), c.s.pre());
+                let (mut pre, mut a, mut y) = (vec![f32::NAN; n * p], vec![f32::NAN; n * i], vec![f32::NAN; tokens * h]);
+                up(level, &c.d, c.s, &c.x, &c.wu, biased.then_some(&bu[..]), &mut pre, &mut a);
+                down(level, &c.d, c.s, &a, &c.wd, biased.then_some(&bd[..]), Some(&c.g), &mut y);
+                for (got, want) in y.iter().zip(&want) {
+                    prop_assert!((*got as f64 - want).abs() <= 2e-5 * scale, "{level:?}: {got}, not {want}");
+                }
             }
         }
     }
@@ -143,7 +163,8 @@ proptest! {
         let c = case(tokens, slots, count, h, i, KINDS[smooth], gated, seed);
         let (x, wu, wd, g) = (wide(&c.x), wide(&c.wu), wide(&c.wd), wide(&c.g));
         let loss = |x: &[f64], wu: &[f64], wd: &[f64], g: &[f64]| -> f64 {
-            plain_layer(&c.d, &c.experts, c.s, x, wu, wd, g).iter().zip(&c.dy).map(|(y, d)| y * *d as f64).sum()
+            let y = plain_layer(&c.d, &c.experts, c.s, x, wu, wd, g, None);
+            y.iter().zip(&c.dy).map(|(y, d)| y * *d as f64).sum()
         };
         let slope = |v: &[f64], at: usize, f: &dyn Fn(&[f64]) -> f64| {
             let (mut low, mut high) = (v.to_vec(), v.to_vec());
@@ -202,8 +223,8 @@ fn a_dense_mlp_is_one_expert_for_all() {
             let (mut pre, mut a, mut y) =
                 (vec![0.0; tokens * 2 * i], vec![0.0; tokens * i], vec![0.0; tokens * h]);
             let level = Level::current();
-            up(level, d, s, &x, &wu, &mut pre, &mut a);
-            down(level, d, s, &a, &wd, weights, &mut y);
+            up(level, d, s, &x, &wu, None, &mut pre, &mut a);
+            down(level, d, s, &a, &wd, None, weights, &mut y);
             let (mut da, mut dx) = (vec![0.0; tokens * i], vec![0.0; tokens * h]);
             let (mut dwu, mut dwd) = (vec![0.0; wu.len()], vec![0.0; wd.len()]);
             down_backward(level, d, s, &a, &wd, weights, &dy, &mut da, None, Some(&mut dwd));

@@ -1,9 +1,14 @@
 //! What all families of `config.json` share: typed keys with errors that name them, and the keys of a Llama-like decoder.
 
+use super::rope::{self, RopeKeys};
 use crate::error::{ModelError, Result};
-use crate::spec::{AttentionSpec, FfnSpec, MlpSpec, ModelSpec, MoeSpec, QkNorm, SpecialTokens};
+use crate::rope::{RopeScaling, RopeSpec};
+use crate::spec::{
+    AttentionSpec, FfnSpec, MlpSpec, ModelSpec, MoeSpec, NormKind, NormPlace, QkNorm, Scales, SpecialTokens,
+};
 use senmon_kernels::activation::Activation;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A `config.json`.
@@ -117,39 +122,6 @@ impl Json {
         }
     }
 
-    /// θ of the rotary positions, wherever this version of the file has it; scalings are refused. As in transformers, what
-    /// `rope_scaling` says goes before `rope_parameters`, and both before a `rope_theta` of its own.
-    fn rope_theta(&self, default: f64) -> Result<f64> {
-        let whole = |v: &Value| v.as_f64() == Some(1.0);
-        let plain = |rope: &Value| {
-            let Some(rope) = rope.as_object() else { return false };
-            let kind = rope.get("rope_type").or_else(|| rope.get("type"));
-            match kind.filter(|kind| !kind.is_null()) {
-                Some(kind) if kind.as_str() != Some("default") => return false,
-                // Anything but θ without a type is a scaling of some kind.
-                None if rope
-                    .keys()
-                    .any(|key| !matches!(key.as_str(), "rope_theta" | "rope_type" | "type")) =>
-                {
-                    return false;
-                }
-                _ => {}
-            }
-            // Tables within are per kind of layer.
-            rope.get("partial_rotary_factor").is_none_or(whole) && !rope.values().any(Value::is_object)
-        };
-        self.refuse_unless("rope_scaling", plain)?;
-        self.refuse_unless("rope_parameters", plain)?;
-        self.refuse_unless("partial_rotary_factor", whole)?;
-        for table in ["rope_scaling", "rope_parameters"] {
-            if let Some(theta) = self.get(table).and_then(|rope| rope.get("rope_theta")) {
-                let wrong = || self.error(format!("{table}.rope_theta = {theta} is not a number"));
-                return theta.as_f64().ok_or_else(wrong);
-            }
-        }
-        self.f64_or("rope_theta", default)
-    }
-
     /// A whole number under the first of its names; an error if two of them say different numbers.
     pub fn usize_as(&self, names: [&str; 2]) -> Result<usize> {
         match (self.maybe_usize(names[0])?, self.maybe_usize(names[1])?) {
@@ -172,16 +144,15 @@ impl Json {
 
     /// The non-linearity.
     pub fn activation(&self) -> Result<Activation> {
-        match self.text("hidden_act")?.unwrap_or("silu") {
-            "silu" | "swish" => Ok(Activation::Silu),
-            "gelu" => Ok(Activation::Gelu),
-            "relu" => Ok(Activation::Relu),
-            "relu2" => Ok(Activation::Relu2),
-            other => {
-                Err(self
-                    .error(format!("hidden_act = \"{other}\" is not known; silu, gelu, relu and relu2 are")))
-            }
-        }
+        let name = self.text("hidden_act")?.unwrap_or("silu");
+        ACTIVATIONS
+            .iter()
+            .find(|(_, names)| names.contains(&name))
+            .map(|(activation, _)| *activation)
+            .ok_or_else(|| {
+                let known: Vec<_> = ACTIVATIONS.iter().map(|(_, names)| names[0]).collect();
+                self.error(format!("hidden_act = \"{name}\" is not known; {} are", known.join(", ")))
+            })
     }
 
     /// A gated MLP of the width that a key says.
@@ -191,7 +162,10 @@ impl Json {
 
     /// The parts of a Llama-like decoder; the layers are still to come.
     pub fn decoder(&self, qk_norm: QkNorm, window: Option<usize>, defaults: Defaults) -> Result<ModelSpec> {
-        self.refuse_unless("quantization_config", |_| false)?;
+        let method = |v: &Value| v.get("quant_method").and_then(Value::as_str).map(str::to_owned);
+        self.refuse_unless("quantization_config", |v| {
+            method(v).is_some_and(|method| defaults.quantized.contains(&method.as_str()))
+        })?;
         let (hidden, heads) = (self.usize("hidden_size")?, self.usize("num_attention_heads")?);
         let bias = self.bool_or("attention_bias", false)?;
         let head_dim = match self.maybe_usize("head_dim")? {
@@ -200,38 +174,44 @@ impl Json {
             None if heads > 0 && hidden.is_multiple_of(heads) => hidden / heads,
             None => return Err(self.error(format!("num_attention_heads = {heads} does not divide hidden_size = {hidden}, and head_dim is missing"))),
         };
+        let keys = RopeKeys::new(self)?;
+        let part = keys.partial(defaults.partial.unwrap_or(1.0))?;
+        if defaults.partial.is_none() && part != 1.0 {
+            let what = format!(
+                "partial_rotary_factor = {part} changes what the model computes and is not supported"
+            );
+            return Err(self.error(what));
+        }
+        let attention = AttentionSpec {
+            qkv_bias: bias,
+            out_bias: bias,
+            qk_norm,
+            window,
+            rope_theta: keys.theta(defaults.rope_theta)?,
+            rope: RopeSpec {
+                neighbours: false,
+                dims: rope::dims(self, head_dim, part)?,
+                scaling: keys.scaling()?,
+            },
+            ..AttentionSpec::plain(heads, self.kv_heads(heads, defaults.kv_heads)?, head_dim)
+        };
         Ok(ModelSpec {
-            vocab: self.usize("vocab_size")?,
-            hidden,
             max_positions: self.usize("max_position_embeddings")?,
-            norm_eps: self.f64("rms_norm_eps")?,
+            norm_eps: self.f64(defaults.norm_eps)?,
             tie_embeddings: self.bool_or("tie_word_embeddings", false)?,
             init_std: self.f64_or("initializer_range", 0.02)?,
-            attention: AttentionSpec {
-                heads,
-                kv_heads: self.kv_heads(heads, defaults.kv_heads)?,
-                head_dim,
-                qkv_bias: bias,
-                out_bias: bias,
-                qk_norm,
-                window,
-                rope_theta: self.rope_theta(defaults.rope_theta)?,
-            },
-            layers: Vec::new(),
             tokens: SpecialTokens {
                 bos: self.tokens("bos_token_id")?.first().copied(),
                 eos: self.tokens("eos_token_id")?,
                 pad: self.tokens("pad_token_id")?.first().copied(),
             },
+            ..ModelSpec::plain(self.usize("vocab_size")?, hidden, attention, Vec::new())
         })
     }
 
     /// Puts the layers in and checks the whole.
     pub fn finish(&self, mut spec: ModelSpec, layer: impl Fn(usize) -> FfnSpec) -> Result<ModelSpec> {
-        let count = self.usize("num_hidden_layers")?;
-        if count == 0 || count > 10_000 {
-            return Err(self.error(format!("num_hidden_layers = {count} is not from 1 to 10000")));
-        }
+        let count = self.layer_count()?;
         spec.layers = (0..count).map(layer).collect();
         spec.validate().map_err(|e| match e {
             ModelError::Spec { field, value, expected } => {
@@ -244,15 +224,15 @@ impl Json {
         Ok(spec)
     }
 
-    /// The window that all layers have, or an error where layers differ. Where the file has no `layer_types`, layers from
+    /// The window, and which layers have it (`None`: all). Where the file has no `layer_types`, layers from
     /// `max_window_layers` on have the window; `window` and `first` are what the two keys are when absent.
-    pub fn uniform_window(&self, window: usize, first: usize) -> Result<Option<usize>> {
+    pub fn windows(&self, window: Option<usize>, first: usize) -> Result<(Option<usize>, Option<Vec<bool>>)> {
         let absent = |key: &str| !self.value.as_object().is_some_and(|map| map.contains_key(key));
         let width = match self.maybe_usize("sliding_window")? {
-            None if absent("sliding_window") => Some(window),
+            None if absent("sliding_window") => window,
             width => width,
         };
-        let layers = self.usize("num_hidden_layers")?;
+        let layers = self.layer_count()?;
         let sliding: Vec<bool> = match self.get("layer_types") {
             None => {
                 let first = self.maybe_usize("max_window_layers")?.unwrap_or(first);
@@ -270,14 +250,60 @@ impl Json {
             }
         };
         match (sliding.iter().any(|s| *s), sliding.iter().all(|s| *s)) {
-            (false, _) => Ok(None),
-            (true, true) if width.is_some() => Ok(width),
-            (true, true) => Err(self.error("layer_types has sliding_attention, and sliding_window is null")),
-            (true, false) => Err(self.error(
-                "layer_types, or sliding_window with max_window_layers, gives only some layers a window, which is not \
-                 supported",
-            )),
+            (false, _) => Ok((None, None)),
+            (true, _) if width.is_none() => {
+                Err(self.error("layer_types has sliding_attention, and sliding_window is null"))
+            }
+            (true, true) => Ok((width, None)),
+            (true, false) => Ok((width, Some(sliding))),
         }
+    }
+
+    /// Refuses a key that names a method, unless it is one of these.
+    pub fn expect_text(&self, key: &str, known: &[&str]) -> Result<()> {
+        self.refuse_unless(key, |value| value.as_str().is_some_and(|text| known.contains(&text)))
+    }
+
+    /// The number of layers.
+    pub fn layer_count(&self) -> Result<usize> {
+        let count = self.usize("num_hidden_layers")?;
+        if count == 0 || count > 10_000 {
+            return Err(self.error(format!("num_hidden_layers = {count} is not from 1 to 10000")));
+        }
+        Ok(count)
+    }
+
+    /// Layers that are MoE where every `decoder_sparse_step`-th one is, but not those of `mlp_only_layers`.
+    pub fn sparse_steps(&self) -> Result<Vec<bool>> {
+        let step = self.maybe_usize("decoder_sparse_step")?.unwrap_or(1);
+        if step == 0 {
+            return Err(self.error("decoder_sparse_step = 0 must be 1 or more"));
+        }
+        let only: BTreeSet<u64> = match self.get("mlp_only_layers") {
+            None => BTreeSet::new(),
+            Some(layers) => {
+                let numbers = layers.as_array().and_then(|all| all.iter().map(Value::as_u64).collect());
+                let wrong = || self.error(format!("mlp_only_layers = {layers} is not a list of layers"));
+                numbers.ok_or_else(wrong)?
+            }
+        };
+        let is_moe = |l: usize| !only.contains(&(l as u64)) && (l + 1).is_multiple_of(step);
+        Ok((0..self.layer_count()?).map(is_moe).collect())
+    }
+
+    /// Puts in layers that are `moe` where `is_moe` says so, else dense MLPs of width `intermediate_size`.
+    pub fn finish_mixed(
+        &self,
+        spec: ModelSpec,
+        moe: &MoeSpec,
+        is_moe: impl Fn(usize) -> bool,
+    ) -> Result<ModelSpec> {
+        let all = (0..self.layer_count()?).all(&is_moe);
+        let dense = if all { None } else { Some(self.mlp("intermediate_size")?) };
+        self.finish(spec, |l| match &dense {
+            Some(dense) if !is_moe(l) => FfnSpec::Dense(dense.clone()),
+            _ => FfnSpec::Moe(moe.clone()),
+        })
     }
 }
 
@@ -290,11 +316,24 @@ pub struct Defaults {
     pub kv_heads: Option<usize>,
     /// `head_dim`; `None`: `hidden_size / num_attention_heads`.
     pub head_dim: Option<usize>,
+    /// `partial_rotary_factor`; `None`: the family's heads turn whole.
+    pub partial: Option<f64>,
+    /// The key of ε.
+    pub norm_eps: &'static str,
+    /// `quantization_config.quant_method`s that are read.
+    pub quantized: &'static [&'static str],
 }
 
 impl Default for Defaults {
     fn default() -> Self {
-        Self { rope_theta: 10_000.0, kv_heads: None, head_dim: None }
+        Self {
+            rope_theta: 10_000.0,
+            kv_heads: None,
+            head_dim: None,
+            partial: None,
+            norm_eps: "rms_norm_eps",
+            quantized: &[],
+        }
     }
 }
 
@@ -311,14 +350,18 @@ const KEYS: &[(&str, &str)] = &[
     ("init_std", "initializer_range"),
 ];
 
+/// The names that `hidden_act` has for an activation, the first of them ours.
+const ACTIVATIONS: &[(Activation, &[&str])] = &[
+    (Activation::Silu, &["silu", "swish"]),
+    (Activation::Gelu, &["gelu"]),
+    (Activation::Relu, &["relu"]),
+    (Activation::Relu2, &["relu2"]),
+    (Activation::GeluTanh, &["gelu_new", "gelu_pytorch_tanh", "gelu_fast"]),
+];
+
 /// The name of an activation in `hidden_act`.
 fn hidden_act(activation: Activation) -> &'static str {
-    match activation {
-        Activation::Silu => "silu",
-        Activation::Gelu => "gelu",
-        Activation::Relu => "relu",
-        Activation::Relu2 => "relu2",
-    }
+    ACTIVATIONS.iter().find(|(known, _)| *known == activation).map_or("silu", |(_, names)| names[0])
 }
 
 /// The keys that all families write.
@@ -340,7 +383,7 @@ pub fn write_decoder(spec: &ModelSpec, activation: Activation) -> Map<String, Va
         "max_position_embeddings": spec.max_positions,
         "rms_norm_eps": spec.norm_eps,
         "rope_theta": a.rope_theta,
-        "rope_parameters": { "rope_type": "default", "rope_theta": a.rope_theta },
+        "rope_parameters": rope::write(a),
         "tie_word_embeddings": spec.tie_embeddings,
         "initializer_range": spec.init_std,
         "attention_dropout": 0.0,
@@ -364,26 +407,115 @@ pub fn with(mut map: Map<String, Value>, extra: Value) -> Value {
     Value::Object(map)
 }
 
-/// Refuses what a Llama-like family has no word for.
-pub fn expect_decoder(
-    spec: &ModelSpec,
-    qk_norm: QkNorm,
-    biases: bool,
-    window: bool,
-) -> std::result::Result<(), String> {
+/// What a family has words for beyond a plain decoder.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Words {
+    /// Biases: on queries, keys and values, or on these and the output.
+    pub biases: Biases,
+    /// One window for all layers.
+    pub window: bool,
+    /// A window for some layers.
+    pub layer_windows: bool,
+    /// Part of a head turns.
+    pub partial: bool,
+    /// Neighbours turn together (always, where the family has them so).
+    pub neighbours: bool,
+    /// Norms after blocks (always).
+    pub after: bool,
+    /// Factors.
+    pub scales: bool,
+    /// Sinks (always).
+    pub sinks: bool,
+    /// LayerNorm (always).
+    pub layer_norm: bool,
+    /// A bias on the head.
+    pub head_bias: bool,
+    /// Factors on cosines and sines, one for short contexts and one for long ones.
+    pub mscales: bool,
+    /// Biases of experts and routers, and gpt-oss's activation (always).
+    pub biased_experts: bool,
+    /// A gate of the shared experts (always).
+    pub shared_gate: bool,
+    /// Latent attention (always).
+    pub latent: bool,
+}
+
+/// Biases that a family can say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Biases {
+    /// None.
+    #[default]
+    None,
+    /// On all projections or on none.
+    All,
+    /// On queries, keys and values, or on none.
+    Qkv,
+}
+
+/// Refuses what a family has no words for.
+pub fn expect_decoder(spec: &ModelSpec, qk_norm: QkNorm, words: Words) -> std::result::Result<(), String> {
     let a = &spec.attention;
     if a.qk_norm != qk_norm {
         return Err(format!("qk_norm = {:?}", a.qk_norm));
     }
-    if a.qkv_bias != a.out_bias || (a.qkv_bias && !biases) {
+    let biases = match words.biases {
+        Biases::None => !a.qkv_bias && !a.out_bias,
+        Biases::All => a.qkv_bias == a.out_bias,
+        Biases::Qkv => !a.out_bias,
+    };
+    if !biases {
         return Err(format!("biases on q, k, v: {}, on the output: {}", a.qkv_bias, a.out_bias));
     }
     if let Some(n) = a.window
-        && !window
+        && !(words.window || words.layer_windows)
     {
         return Err(format!("window = {n}"));
     }
-    Ok(())
+    let some_windows = a.window.is_some() && a.window_layers.as_ref().is_some_and(|l| l.iter().any(|w| !w));
+    let longrope = matches!(a.rope.scaling, RopeScaling::Longrope { short_factor, long_factor, .. } if short_factor != long_factor);
+    let foreign = [
+        (some_windows && !words.layer_windows, "a window for some layers"),
+        (a.rope.dims.is_some() && !words.partial, "rotary positions on part of a head"),
+        (a.rope.neighbours != words.neighbours, "rotary positions in another order"),
+        (longrope && !words.mscales, "other factors for short contexts than for long ones"),
+        ((spec.norm_place == NormPlace::After) != words.after, "norms in another place"),
+        ((spec.norm == NormKind::Layer) != words.layer_norm, "norms of another kind"),
+        (spec.scales != Scales::default() && !words.scales, "factors"),
+        (a.scale.is_some() && !words.scales, "a scale of attention"),
+        (a.sinks != words.sinks, "attention sinks"),
+        (a.latent.is_some() != words.latent, "latent attention"),
+        (spec.head_bias && !words.head_bias, "a bias on the head"),
+        (
+            matches!(a.rope.scaling, RopeScaling::Dynamic { original, .. } if original != spec.max_positions),
+            "rotary positions that grow from another length than the longest",
+        ),
+    ];
+    for layer in &spec.layers {
+        let clamped = |mlp: &MlpSpec| mlp.activation == Activation::Clamped;
+        let odd = match layer {
+            FfnSpec::Dense(mlp) => clamped(mlp).then_some("a clamped MLP"),
+            FfnSpec::Moe(moe) => {
+                let biased = [moe.router_bias, moe.expert_bias, clamped(&moe.expert)];
+                let gate = moe.has_shared_gate() != (words.shared_gate && moe.shared_intermediate > 0);
+                [
+                    (
+                        biased != [words.biased_experts; 3],
+                        "biases of experts and routers, or their activation",
+                    ),
+                    (gate, "a gate of the shared experts"),
+                ]
+                .into_iter()
+                .find_map(|(odd, what)| odd.then_some(what))
+            }
+        };
+        if let Some(what) = odd {
+            return Err(what.into());
+        }
+    }
+    match foreign.into_iter().find(|(found, _)| *found) {
+        Some((_, what)) => Err(what.into()),
+        None => Ok(()),
+    }
 }
 
 /// The one dense MLP that all given layers share, if there are any.
@@ -422,6 +554,61 @@ pub fn same_moe<'a>(
         }
     }
     Ok(found)
+}
+
+/// The kinds of layers, where some have a window.
+pub fn layer_types(spec: &ModelSpec) -> Vec<&'static str> {
+    let kind = |l: usize| match spec.attention.window_of(l) {
+        Some(_) => "sliding_attention",
+        None => "full_attention",
+    };
+    (0..spec.layers.len()).map(kind).collect()
+}
+
+/// The layers that are dense.
+pub fn dense_layers(spec: &ModelSpec) -> Vec<usize> {
+    (0..spec.layers.len()).filter(|l| matches!(spec.layers[*l], FfnSpec::Dense(_))).collect()
+}
+
+/// How many layers at the bottom are dense; an error where one above an MoE layer is.
+pub fn first_dense(spec: &ModelSpec) -> std::result::Result<usize, String> {
+    let dense = dense_layers(spec);
+    match dense.iter().enumerate().all(|(n, l)| n == *l) {
+        true => Ok(dense.len()),
+        false => Err("a dense layer above an MoE layer".into()),
+    }
+}
+
+/// The one kind of MoE layer, and the one dense MLP, of the same activation, beside it.
+pub fn moe_and_dense(spec: &ModelSpec) -> std::result::Result<(&MoeSpec, Option<&MlpSpec>), String> {
+    let moe = same_moe(&spec.layers)?.ok_or("no MoE layer")?;
+    let dense = same_dense(&spec.layers)?;
+    if dense.is_some_and(|dense| dense.activation != moe.expert.activation) {
+        return Err("dense layers with another activation than the experts'".into());
+    }
+    Ok((moe, dense))
+}
+
+/// The kind of MoE layer that all layers are.
+pub fn only_moe(spec: &ModelSpec) -> std::result::Result<&MoeSpec, String> {
+    match moe_and_dense(spec)? {
+        (moe, None) => Ok(moe),
+        _ => Err("a dense layer".into()),
+    }
+}
+
+/// How many shared experts of the routed ones' width there are.
+pub fn shared_experts(moe: &MoeSpec) -> std::result::Result<usize, String> {
+    let (shared, one) = (moe.shared_intermediate, moe.expert.intermediate);
+    match shared.is_multiple_of(one) {
+        true => Ok(shared / one),
+        false => Err(format!("shared experts of {shared} in all beside experts of {one}")),
+    }
+}
+
+/// Refuses shared experts.
+pub fn no_shared(moe: &MoeSpec) -> std::result::Result<(), String> {
+    if moe.shared_intermediate > 0 { Err("shared experts".into()) } else { Ok(()) }
 }
 
 /// Whether a softmax router's weights are normalised over the picked; an error for any other router. What is only of

@@ -1,6 +1,8 @@
 //! `llama` (Llama 2 and 3 without scaled positions, 2307.09288): every layer dense.
 
-use super::common::{Defaults, Json, expect_decoder, same_dense, same_moe, with, write_decoder};
+use super::common::{
+    Biases, Defaults, Json, Words, expect_decoder, same_dense, same_moe, with, write_decoder,
+};
 use crate::error::Result;
 use crate::spec::{FfnSpec, ModelSpec, QkNorm};
 use serde_json::{Value, json};
@@ -13,7 +15,7 @@ pub(super) fn read(json: &Json) -> Result<ModelSpec> {
 }
 
 pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
-    expect_decoder(spec, QkNorm::None, true, false)?;
+    expect_decoder(spec, QkNorm::None, Words { biases: Biases::All, ..Words::default() })?;
     if same_moe(&spec.layers)?.is_some() {
         return Err("an MoE layer".into());
     }

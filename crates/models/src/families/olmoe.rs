@@ -1,7 +1,8 @@
 //! `olmoe` (OLMoE-1B-7B, 2409.02060): every layer MoE, norms over all queries and over all keys, weights normalised or not.
 
 use super::common::{
-    Defaults, Json, expect_decoder, same_dense, same_moe, softmax_normalized, with, write_decoder,
+    Biases, Defaults, Json, Words, expect_decoder, no_shared, only_moe, softmax_normalized, with,
+    write_decoder,
 };
 use crate::error::Result;
 use crate::spec::{FfnSpec, ModelSpec, MoeSpec, QkNorm};
@@ -13,18 +14,16 @@ pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     // No key of the family, but transformers 5 hands it to the attention where it is there.
     json.refuse_unless("sliding_window", |_| false)?;
     let spec = json.decoder(QkNorm::Full, None, Defaults::default())?;
+    let experts = json.usize_as(["num_experts", "num_local_experts"])?;
     let moe = MoeSpec {
-        experts: json.usize_as(["num_experts", "num_local_experts"])?,
-        top_k: json.usize("num_experts_per_tok")?,
-        expert: json.mlp("intermediate_size")?,
-        shared_intermediate: 0,
         router: RouterConfig { normalize: json.bool_or("norm_topk_prob", false)?, ..RouterConfig::default() },
+        ..MoeSpec::plain(experts, json.usize("num_experts_per_tok")?, json.mlp("intermediate_size")?)
     };
     json.finish(spec, |_| FfnSpec::Moe(moe.clone()))
 }
 
 pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
-    expect_decoder(spec, QkNorm::Full, true, false)?;
+    expect_decoder(spec, QkNorm::Full, Words { biases: Biases::All, ..Words::default() })?;
     let a = &spec.attention;
     if a.heads * a.head_dim != spec.hidden {
         return Err(format!(
@@ -33,14 +32,9 @@ pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
             spec.hidden
         ));
     }
-    if same_dense(&spec.layers)?.is_some() {
-        return Err("a dense layer".into());
-    }
-    let moe = same_moe(&spec.layers)?.ok_or("no MoE layer")?;
+    let moe = only_moe(spec)?;
     let normalized = softmax_normalized(moe)?;
-    if moe.shared_intermediate > 0 {
-        return Err("shared experts".into());
-    }
+    no_shared(moe)?;
     Ok(with(
         write_decoder(spec, moe.expert.activation),
         json!({

@@ -1,6 +1,8 @@
 //! `qwen3` (the dense Qwen3 models, 2505.09388): every layer dense, norms of each query and key head.
 
-use super::common::{Defaults, Json, expect_decoder, same_dense, same_moe, with, write_decoder};
+use super::common::{
+    Biases, Defaults, Json, Words, expect_decoder, same_dense, same_moe, with, write_decoder,
+};
 use crate::error::Result;
 use crate::spec::{FfnSpec, ModelSpec, QkNorm};
 use serde_json::{Value, json};
@@ -14,7 +16,7 @@ pub(super) fn read(json: &Json) -> Result<ModelSpec> {
 }
 
 pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
-    expect_decoder(spec, QkNorm::Head, true, false)?;
+    expect_decoder(spec, QkNorm::Head, Words { biases: Biases::All, ..Words::default() })?;
     if same_moe(&spec.layers)?.is_some() {
         return Err("an MoE layer".into());
     }

@@ -4,8 +4,10 @@
 //! Shapes: T = B·S tokens, H hidden, D head width, A = heads·D, C = kv_heads·D, Q = A + 2·C (queries, keys, values
 //! side by side).
 
+use super::norm::Norm;
 use super::{add_gradient, taken};
-use crate::spec::{AttentionSpec, QkNorm};
+use crate::rope::Rotations;
+use crate::spec::{AttentionSpec, NormPlace, QkNorm};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use senmon_kernels::attention::{self, Heads};
 use senmon_kernels::buffers::Buffer;
@@ -17,44 +19,119 @@ use senmon_moe::Param;
 use senmon_moe::tensor::{own, read, read2, slice};
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// What surrounds a block: a norm before or after it, and the sum with the residual stream.
+#[derive(Clone, Debug)]
+pub struct Residual {
+    /// The norm.
+    pub norm: Norm,
+    /// Where it is.
+    pub place: NormPlace,
+    /// Factor on what is added.
+    pub scale: f32,
+}
+
+impl Residual {
+    /// What the block sees of `x` \[T, H\]; `None`: `x` itself.
+    pub fn before(&self, x: &[f32]) -> Result<Option<Buffer>> {
+        match self.place {
+            NormPlace::Before => self.norm.run(x).map(Some),
+            NormPlace::After => Ok(None),
+        }
+    }
+
+    /// From the block's result `y` \[T, H\] to the new residual stream, in its place.
+    pub fn after(&self, y: &mut Buffer, x: &[f32]) -> Result<()> {
+        if self.place == NormPlace::After {
+            *y = self.norm.run(y)?;
+        }
+        if self.scale != 1.0 {
+            y.iter_mut().for_each(|y| *y *= self.scale);
+        }
+        residual::add_to(y, x);
+        Ok(())
+    }
+}
+
 /// The attention of one layer, with the norm before it.
 #[derive(Clone, Debug)]
 pub struct AttentionBlock {
     /// What it is made of.
     pub spec: AttentionSpec,
+    /// A token sees itself and this many minus one before it.
+    pub window: Option<usize>,
     /// H.
     pub hidden: usize,
-    /// ε of the norms.
-    pub eps: f32,
     /// Rotations of all positions.
-    pub rope: Arc<Rope>,
-    /// \[H\].
-    pub norm: Param,
+    pub rotations: Arc<Rotations>,
+    /// What is around it.
+    pub residual: Residual,
     /// \[Q, H\].
     pub qkv: Param,
     /// \[Q\].
     pub qkv_bias: Option<Param>,
     /// Norms of queries and keys: \[D\] each, or \[A\] and \[C\].
     pub qk_norm: Option<(Param, Param)>,
+    /// A logit for each head that joins its softmax and has no value: \[heads\].
+    pub sinks: Option<Param>,
     /// \[H, A\].
     pub out: Param,
     /// \[H\].
     pub out_bias: Option<Param>,
 }
 
-/// Keys and values of the tokens so far, of one layer and one sequence: \[capacity, C\] each.
+/// Keys and values of the tokens so far, of one layer and one sequence. A layer with a window forgets, from time to time, the
+/// tokens that it can no longer see.
 #[derive(Clone, Debug, Default)]
 pub struct LayerCache {
+    /// \[n, C\] each; values may be none.
     keys: Vec<f32>,
     values: Vec<f32>,
+    /// Tokens before the first of them.
+    forgotten: usize,
 }
 
 impl LayerCache {
-    /// Forgets all but the first `len` tokens.
-    pub fn truncate(&mut self, len: usize, width: usize) {
-        self.keys.truncate(len * width);
-        self.values.truncate(len * width);
+    /// Puts keys and values behind those of the first `past` tokens.
+    pub(super) fn append(&mut self, past: usize, keys: &[f32], values: &[f32], width: usize) {
+        self.keys.truncate((past - self.forgotten) * width);
+        self.values.truncate((past - self.forgotten) * width);
+        self.keys.extend_from_slice(keys);
+        self.values.extend_from_slice(values);
     }
+
+    /// The keys that are kept.
+    pub(super) fn keys(&self) -> &[f32] {
+        &self.keys
+    }
+
+    /// Forgets what a window cannot see any more, in whole tiles: where the tiles of attention begin decides about bits.
+    fn forget(&mut self, window: usize, width: usize) {
+        let kept = self.keys.len() / width.max(1);
+        let tiles = kept.saturating_sub(window) / attention::TILE;
+        // Moving what is kept costs: not for every tile.
+        if tiles > 3 {
+            let gone = tiles * attention::TILE;
+            self.keys.drain(..gone * width);
+            self.values.drain(..gone * width);
+            self.forgotten += gone;
+        }
+    }
+
+    /// Numbers that are kept.
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.keys.len() + self.values.len()
+    }
+
+    /// Whether the cache can go on after the first `len` tokens with a window of `window`.
+    pub(crate) fn reaches(&self, len: usize, window: Option<usize>) -> bool {
+        self.forgotten == 0 || window.is_some_and(|window| len >= self.forgotten + window)
+    }
+}
+
+/// The positions of `batch` sequences of `queries` tokens, each from `first` on.
+pub(super) fn positions(batch: usize, queries: usize, first: usize) -> Vec<u32> {
+    (0..batch).flat_map(|_| (first..first + queries).map(|p| p as u32)).collect()
 }
 
 /// What forward keeps for backward.
@@ -92,8 +169,8 @@ impl AttentionBlock {
             heads: self.spec.heads,
             kv_heads: self.spec.kv_heads,
             head_dim: self.spec.head_dim,
-            window: self.spec.window,
-            scale: 1.0 / (self.spec.head_dim as f32).sqrt(),
+            window: self.window,
+            scale: self.spec.score_scale(),
         }
     }
 
@@ -115,36 +192,62 @@ impl AttentionBlock {
     }
 
     /// `x` \[T, H\] at `positions` \[T\] → everything up to the rotated queries, keys and values.
-    fn project(&self, x: &[f32], positions: &[u32]) -> Result<Saved> {
+    fn project(&self, x: &[f32], positions: &[u32], rope: &Rope) -> Result<Saved> {
         let (tokens, h_width, q) = (positions.len(), self.hidden, self.q());
-        let rows = Rows::plain(tokens, h_width);
-        let (mut h, mut inv_rms) = (Buffer::stale(x.len()), Buffer::stale(tokens));
-        self.norm
-            .read(|w| norm::rms_forward(rows, x, h_width, w, self.eps, &mut h, h_width, &mut inv_rms))?;
+        let norm = &self.residual.norm;
+        let (mut h, mut inv_rms) = (Buffer::default(), Buffer::default());
+        match self.residual.place {
+            NormPlace::Before if norm.bias.is_none() => {
+                h = Buffer::stale(x.len());
+                inv_rms = norm.forward(x, &mut h)?;
+            }
+            NormPlace::Before => h = norm.run(x)?,
+            NormPlace::After => {}
+        }
+        let seen = if self.residual.place == NormPlace::Before { &h[..] } else { x };
         let mut qkv = Buffer::stale(tokens * q);
         let accumulate = self.start_from_bias(self.qkv_bias.as_ref(), &mut qkv)?;
         self.qkv.read(|w| {
-            let (a, b) = (View::rows(&h, h_width), View::rows(w, h_width).t());
+            let (a, b) = (View::rows(seen, h_width), View::rows(w, h_width).t());
             gemm::parallel(tokens, q, h_width, a, b, &mut qkv, q, accumulate);
         })?;
+        let after = self.spec.qk_norm == QkNorm::HeadAfter;
+        if after {
+            rotary::apply(rope, self.rotated(tokens), &mut qkv, q, positions);
+        }
         let raw_qk = match &self.qk_norm {
             None => None,
             Some((q_norm, k_norm)) => {
-                let (a, c) = (self.a(), self.c());
+                let (a, c, eps) = (self.a(), self.c(), norm.eps);
                 let mut raw = Buffer::stale(tokens * (a + c));
                 residual::copy_rows(&qkv, q, &mut raw, a + c, a + c);
                 let (q_rows, k_rows) = self.norm_rows(tokens);
                 let (mut q_inv, mut k_inv) = (Buffer::stale(q_rows.count()), Buffer::stale(k_rows.count()));
-                q_norm
-                    .read(|w| norm::rms_forward(q_rows, &raw, a + c, w, self.eps, &mut qkv, q, &mut q_inv))?;
+                q_norm.read(|w| norm::rms_forward(q_rows, &raw, a + c, w, eps, &mut qkv, q, &mut q_inv))?;
                 k_norm.read(|w| {
-                    norm::rms_forward(k_rows, &raw[a..], a + c, w, self.eps, &mut qkv[a..], q, &mut k_inv);
+                    norm::rms_forward(k_rows, &raw[a..], a + c, w, eps, &mut qkv[a..], q, &mut k_inv);
                 })?;
                 Some((raw, q_inv, k_inv))
             }
         };
-        rotary::apply(&self.rope, self.rotated(tokens), &mut qkv, q, positions);
+        if !after {
+            rotary::apply(rope, self.rotated(tokens), &mut qkv, q, positions);
+        }
         Ok(Saved { h, inv_rms, raw_qk, qkv, o: Buffer::default(), lse: Buffer::default() })
+    }
+
+    /// Takes the share of the sinks from `o` \[T, A\], with the log-sum-exp of `heads` without them.
+    fn sink(&self, heads: Heads, o: &mut [f32], lse: &[f32]) -> Result<()> {
+        let Some(sinks) = &self.sinks else { return Ok(()) };
+        sinks.read(|sinks| {
+            for (row, o) in o.chunks_exact_mut(heads.head_dim.max(1)).enumerate() {
+                let (t, head) = (row / heads.heads, row % heads.heads);
+                let (b, i) = (t / heads.queries, t % heads.queries);
+                let lse = lse[(b * heads.heads + head) * heads.queries + i];
+                let kept = 1.0 / (1.0 + (sinks[head] - lse).exp());
+                o.iter_mut().for_each(|o| *o *= kept);
+            }
+        })
     }
 
     /// Fills each row of `y` with the bias, if there is one; returns whether the product then adds to it.
@@ -167,36 +270,38 @@ impl AttentionBlock {
         self.out.read(|w| {
             gemm::parallel(tokens, h, a, View::rows(o, a), View::rows(w, a).t(), &mut y, h, accumulate);
         })?;
-        residual::add_to(&mut y, x);
+        self.residual.after(&mut y, x)?;
         Ok(y.into_vec())
     }
 
-    fn positions(batch: usize, queries: usize, first: usize) -> Vec<u32> {
-        (0..batch).flat_map(|_| (first..first + queries).map(|p| p as u32)).collect()
-    }
-
-    /// The block on `x` \[B·S, H\], each sequence from position 0, with gradients to `x` and to the sinks.
-    pub fn forward(&self, x: &Tensor, batch: usize) -> Result<Tensor> {
-        x.apply_op1(AttentionOp { block: self.clone(), batch, saved: Mutex::default() })
+    /// The block on `x` \[B·S, H\], each sequence from position 0, with gradients to `x` and to the sinks of its parameters.
+    pub fn forward(&self, x: &Tensor, batch: usize, rope: &Arc<Rope>) -> Result<Tensor> {
+        x.apply_op1(AttentionOp { block: self.clone(), batch, rope: rope.clone(), saved: Mutex::default() })
     }
 
     /// The block on `x` \[S, H\], which follows the `past` tokens of the cache; appends to the cache. No gradients.
-    pub fn forward_cached(&self, x: &Tensor, cache: &mut LayerCache, past: usize) -> Result<Tensor> {
+    pub fn forward_cached(
+        &self,
+        x: &Tensor,
+        cache: &mut LayerCache,
+        past: usize,
+        rope: &Rope,
+    ) -> Result<Tensor> {
         let tokens = x.dim(0)?;
         let (a, c, q) = (self.a(), self.c(), self.q());
-        if past + tokens > self.rope.positions() {
-            bail!("{} tokens are more than the model's {} positions", past + tokens, self.rope.positions());
-        }
         let y = read(x, |x| -> Result<Vec<f32>> {
-            let saved = self.project(x, &Self::positions(1, tokens, past))?;
-            cache.truncate(past, c);
-            for row in saved.qkv.chunks_exact(q) {
-                cache.keys.extend_from_slice(&row[a..a + c]);
-                cache.values.extend_from_slice(&row[a + c..]);
-            }
-            let heads = self.heads(1, tokens, past + tokens);
+            let saved = self.project(x, &positions(1, tokens, past), rope)?;
+            let (mut keys, mut values) = (Buffer::stale(tokens * c), Buffer::stale(tokens * c));
+            residual::copy_rows(&saved.qkv[a.min(saved.qkv.len())..], q, &mut keys, c, c);
+            residual::copy_rows(&saved.qkv[(a + c).min(saved.qkv.len())..], q, &mut values, c, c);
+            cache.append(past, &keys, &values, c);
+            let heads = self.heads(1, tokens, past + tokens - cache.forgotten);
             let (mut o, mut lse) = (Buffer::stale(tokens * a), Buffer::stale(tokens * self.spec.heads));
             attention::forward(heads, &saved.qkv, q, &cache.keys, c, &cache.values, c, &mut o, a, &mut lse);
+            self.sink(heads, &mut o, &lse)?;
+            if let Some(window) = self.window {
+                cache.forget(window, c);
+            }
             self.finish(x, &o)
         })??;
         own(y, x.shape())
@@ -206,6 +311,7 @@ impl AttentionBlock {
 struct AttentionOp {
     block: AttentionBlock,
     batch: usize,
+    rope: Arc<Rope>,
     saved: Mutex<Option<Saved>>,
 }
 
@@ -220,18 +326,16 @@ impl CustomOp1 for AttentionOp {
             bail!("attention: {:?} is not {} sequences of width {}", l.shape(), self.batch, block.hidden);
         }
         let queries = tokens / self.batch;
-        if queries > block.rope.positions() {
-            bail!("{queries} tokens are more than the model's {} positions", block.rope.positions());
-        }
         let x = slice("x", x, l)?;
         let (a, c, q) = (block.a(), block.c(), block.q());
-        let mut saved = block.project(x, &AttentionBlock::positions(self.batch, queries, 0))?;
+        let mut saved = block.project(x, &positions(self.batch, queries, 0), &self.rope)?;
         saved.o = Buffer::stale(tokens * a);
         saved.lse = Buffer::stale(tokens * block.spec.heads);
         let heads = block.heads(self.batch, queries, queries);
         let (keys, values) =
             (&saved.qkv[a.min(saved.qkv.len())..], &saved.qkv[(a + c).min(saved.qkv.len())..]);
         attention::forward(heads, &saved.qkv, q, keys, q, values, q, &mut saved.o, a, &mut saved.lse);
+        block.sink(heads, &mut saved.o, &saved.lse)?;
         let y = block.finish(x, &saved.o)?;
         *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved);
         Ok((CpuStorage::F32(y), l.shape().clone()))
@@ -282,8 +386,8 @@ impl AttentionOp {
         }
         drop(d_o);
         // rotation, then the norms of queries and keys
-        let positions = AttentionBlock::positions(self.batch, tokens / self.batch, 0);
-        rotary::apply_backward(&block.rope, block.rotated(tokens), &mut d_qkv, q, &positions);
+        let positions = positions(self.batch, tokens / self.batch, 0);
+        rotary::apply_backward(&self.rope, block.rotated(tokens), &mut d_qkv, q, &positions);
         if let (Some((raw, q_inv, k_inv)), Some((q_norm, k_norm))) = (&saved.raw_qk, &block.qk_norm) {
             let mut d_normed = Buffer::stale(tokens * (a + c));
             residual::copy_rows(&d_qkv, q, &mut d_normed, a + c, a + c);
@@ -320,8 +424,9 @@ impl AttentionOp {
         })?;
         let mut dx = Buffer::stale(dy.len());
         dx.copy_from_slice(dy);
-        block.norm.read(|w| {
-            add_gradient(&block.norm, |dw| {
+        let norm = &block.residual.norm.weight;
+        norm.read(|w| {
+            add_gradient(norm, |dw| {
                 norm::rms_backward(
                     Rows::plain(tokens, h),
                     &d_h,

@@ -3,14 +3,16 @@
 
 mod attention;
 mod embedding;
+mod latent;
 mod loss;
 mod norm;
 mod residual;
 
-pub use attention::{AttentionBlock, LayerCache};
+pub use attention::{AttentionBlock, LayerCache, Residual};
 pub use embedding::embed;
+pub use latent::LatentBlock;
 pub use loss::{LossTerms, lm_loss};
-pub use norm::rms_norm;
+pub use norm::Norm;
 pub use residual::residual;
 
 use candle_core::{Result, bail};

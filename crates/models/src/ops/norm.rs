@@ -1,4 +1,4 @@
-//! RMSNorm of the residual stream.
+//! The norms of the residual stream.
 
 use super::{add_gradient, taken};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
@@ -9,9 +9,67 @@ use senmon_moe::Param;
 use senmon_moe::tensor::{own, read, read2, slice};
 use std::sync::{Mutex, PoisonError};
 
-/// `x / rms(x) · weight` over the last dimension: \[T, H\] → \[T, H\].
-pub fn rms_norm(x: &Tensor, weight: &Param, eps: f32) -> Result<Tensor> {
-    x.apply_op1(RmsNorm { weight: weight.clone(), eps, inv_rms: Mutex::default() })
+/// A norm over the last dimension: RMSNorm, or LayerNorm where it has a bias.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    /// \[H\].
+    pub weight: Param,
+    /// \[H\].
+    pub bias: Option<Param>,
+    /// ε.
+    pub eps: f32,
+}
+
+impl Norm {
+    /// \[.., H\] → \[.., H\]. LayerNorm has no gradients.
+    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        if self.bias.is_some() {
+            return own(self.run(&read(x, <[f32]>::to_vec)?)?.into_vec(), x.shape());
+        }
+        x.apply_op1(RmsNorm { weight: self.weight.clone(), eps: self.eps, inv_rms: Mutex::default() })
+    }
+
+    /// \[T, H\] → \[T, H\], without gradients.
+    pub fn run(&self, x: &[f32]) -> Result<Buffer> {
+        let mut y = Buffer::stale(x.len());
+        match &self.bias {
+            None => {
+                self.forward(x, &mut y)?;
+            }
+            Some(bias) => {
+                let width = self.weight.tensor().elem_count();
+                let rows = Rows::plain(x.len() / width.max(1), width);
+                let (mut mean, mut inv_std) = (Buffer::stale(rows.count()), Buffer::stale(rows.count()));
+                self.weight.read(|w| {
+                    bias.read(|b| {
+                        let b = Some(b);
+                        norm::layer_forward(
+                            rows,
+                            x,
+                            width,
+                            w,
+                            b,
+                            self.eps,
+                            &mut y,
+                            width,
+                            &mut mean,
+                            &mut inv_std,
+                        );
+                    })
+                })??;
+            }
+        }
+        Ok(y)
+    }
+
+    /// RMSNorm of `x` into `y`; 1/rms of each row, for its backward.
+    pub fn forward(&self, x: &[f32], y: &mut [f32]) -> Result<Buffer> {
+        let width = self.weight.tensor().elem_count();
+        let rows = Rows::plain(x.len() / width.max(1), width);
+        let mut inv_rms = Buffer::stale(rows.count());
+        self.weight.read(|w| norm::rms_forward(rows, x, width, w, self.eps, y, width, &mut inv_rms))?;
+        Ok(inv_rms)
+    }
 }
 
 struct RmsNorm {
@@ -32,12 +90,9 @@ impl CustomOp1 for RmsNorm {
         if lx.shape().dims().last() != Some(&width) {
             bail!("rms-norm: x {:?} does not end in {width}", lx.shape());
         }
-        let rows = Rows::plain(x.len() / width.max(1), width);
-        let (mut y, mut inv_rms) = (Buffer::stale(x.len()).into_vec(), Buffer::stale(rows.count()));
-        self.weight.read(|weight| {
-            norm::rms_forward(rows, x, width, weight, self.eps, &mut y, width, &mut inv_rms)
-        })?;
-        *self.inv_rms.lock().unwrap_or_else(PoisonError::into_inner) = Some(inv_rms);
+        let mut y = Buffer::stale(x.len()).into_vec();
+        let norm = Norm { weight: self.weight.clone(), bias: None, eps: self.eps };
+        *self.inv_rms.lock().unwrap_or_else(PoisonError::into_inner) = Some(norm.forward(x, &mut y)?);
         Ok((CpuStorage::F32(y), lx.shape().clone()))
     }
 

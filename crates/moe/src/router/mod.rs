@@ -5,6 +5,8 @@
 
 mod select;
 mod sigmoid_bias;
+mod softmax_bias;
+mod sparsemixer;
 mod topk;
 
 use crate::config::RouterConfig;
@@ -87,6 +89,20 @@ pub const KINDS: &[Kind] = &[
         selection_bias: true,
         build: sigmoid_bias::SigmoidBias::build,
     },
+    Kind {
+        name: "softmax_bias",
+        about: "top-k of softmax + bias, weighted by the softmax",
+        source: "Ernie 4.5",
+        selection_bias: true,
+        build: softmax_bias::SoftmaxBias::build,
+    },
+    Kind {
+        name: "sparsemixer",
+        about: "two picks, each weighted by a softmax over the logits close to it",
+        source: "Phi-3.5-MoE; SparseMixer 2310.00811, 2409.12136",
+        selection_bias: false,
+        build: sparsemixer::SparseMixer::build,
+    },
 ];
 
 /// The kind of that name.
@@ -123,6 +139,9 @@ pub fn build(config: &RouterConfig, experts: usize, top_k: usize) -> Result<Box<
             "router.scale = {} must be finite and router.jitter = {} in [0, 1)",
             config.scale, config.jitter
         ));
+    }
+    if !(0.0..1.0).contains(&config.sparsemixer_eps) {
+        return refuse(format!("router.sparsemixer_eps = {} must be in [0, 1)", config.sparsemixer_eps));
     }
     (kind(&config.kind)?.build)(config, experts, top_k)
 }

@@ -1,5 +1,10 @@
 //! Selection on plain slices: the k greatest of a row, ties to the lowest index.
 
+use super::RouteInput;
+use crate::config::{GroupMask, RouterConfig};
+use crate::error::Result;
+use crate::tensor::read;
+use candle_core::Tensor;
 use std::cmp::Ordering;
 
 /// The indices of the `k` greatest of `row`, greatest first, ties to the lowest index; NaN counts as least. Entries
@@ -45,25 +50,63 @@ pub fn allowed_groups(row: &[f32], groups: usize, top: usize, best: usize, into:
     }
 }
 
+/// Groups of experts, of which a token may use some.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Groups {
+    groups: usize,
+    top: usize,
+    /// How many of its greatest scores make the rank of a group.
+    best: usize,
+    mask: GroupMask,
+}
+
+impl Groups {
+    pub(super) fn new(config: &RouterConfig, best: usize) -> Self {
+        Self { groups: config.groups, top: config.top_groups, best, mask: config.group_mask }
+    }
+}
+
 /// [`top_k`] for every row of `scores` \[T, E\], within the best groups when there are several: \[T, K\].
-pub(super) fn select(
-    scores: &[f32],
-    experts: usize,
-    k: usize,
-    groups: Option<(usize, usize, usize)>,
-) -> Vec<u32> {
+pub(super) fn select(scores: &[f32], experts: usize, k: usize, groups: Groups) -> Vec<u32> {
     let mut picks = Vec::with_capacity(scores.len() / experts.max(1) * k + 1);
-    let mut allowed = Vec::new();
+    let (mut allowed, mut masked) = (Vec::new(), Vec::new());
     for row in scores.chunks_exact(experts) {
-        match groups {
-            Some((groups, top, best)) if top < groups => {
-                allowed_groups(row, groups, top, best, &mut allowed);
-                top_k(row, k, |e| allowed[e * groups / experts], &mut picks);
+        if groups.top >= groups.groups {
+            top_k(row, k, |_| true, &mut picks);
+            continue;
+        }
+        allowed_groups(row, groups.groups, groups.top, groups.best, &mut allowed);
+        let is_allowed = |e: usize| allowed[e * groups.groups / experts];
+        match groups.mask {
+            GroupMask::Inf => top_k(row, k, is_allowed, &mut picks),
+            GroupMask::Zero => {
+                masked.clear();
+                masked.extend(row.iter().enumerate().map(|(e, x)| if is_allowed(e) { *x } else { 0.0 }));
+                top_k(&masked, k, |_| true, &mut picks);
             }
-            _ => top_k(row, k, |_| true, &mut picks),
         }
     }
     picks
+}
+
+/// What `scores` \[T, E\] pick with the input's bias added, or its forced picks; and what they pick without, where there is
+/// a bias.
+pub(super) fn select_biased(
+    scores: &Tensor,
+    input: &RouteInput,
+    groups: Groups,
+) -> Result<(Vec<u32>, Option<Vec<u32>>)> {
+    let (_, experts) = scores.dims2()?;
+    let pick = |scores: &[f32]| select(scores, experts, input.top_k, groups);
+    Ok(match (input.forced, input.bias) {
+        (Some(forced), _) => (forced.to_vec(), None),
+        (None, Some(bias)) => read(scores, |scores| {
+            let rows = scores.chunks_exact(experts);
+            let biased: Vec<f32> = rows.flat_map(|row| row.iter().zip(bias).map(|(s, b)| s + b)).collect();
+            (pick(&biased), Some(pick(scores)))
+        })?,
+        (None, None) => (read(scores, pick)?, None),
+    })
 }
 
 #[cfg(test)]
@@ -99,7 +142,13 @@ mod tests {
         assert_eq!(allowed, [false, true, false]);
         allowed_groups(&row, 3, 1, 1, &mut allowed);
         assert_eq!(allowed, [true, false, false]);
-        assert_eq!(select(&row, 6, 2, Some((3, 1, 2))), [2, 3]);
-        assert_eq!(select(&row, 6, 2, Some((3, 2, 2))), [0, 2]);
+        let groups = |top| Groups { groups: 3, top, best: 2, mask: GroupMask::Inf };
+        assert_eq!(select(&row, 6, 2, groups(1)), [2, 3]);
+        assert_eq!(select(&row, 6, 2, groups(2)), [0, 2]);
+        assert_eq!(select(&row, 6, 2, groups(3)), [0, 2]);
+        // Scores below 0 lose to the masked ones.
+        let row = [-0.1, -0.2, -0.4, -0.6, -0.7, -0.8];
+        assert_eq!(select(&row, 6, 2, groups(1)), [0, 1]);
+        assert_eq!(select(&row, 6, 2, Groups { mask: GroupMask::Zero, ..groups(1) }), [2, 3]);
     }
 }

@@ -4,7 +4,7 @@
 //! `topk_post`: the k greatest z, weights softmax over them; `switch`: k = 1, weight p. Groups are ranked by their
 //! greatest p (DeepSeek-V2).
 
-use super::select::select;
+use super::select::{Groups, select};
 use super::{Choice, RouteInput, Router, gather};
 use crate::config::RouterConfig;
 use crate::error::{MoeError, Result};
@@ -27,12 +27,12 @@ enum Weights {
 pub(super) struct TopK {
     weights: Weights,
     scale: f64,
-    groups: (usize, usize),
+    groups: Groups,
 }
 
 impl TopK {
     fn of(weights: Weights, config: &RouterConfig) -> Result<Box<dyn Router>> {
-        Ok(Box::new(Self { weights, scale: config.scale, groups: (config.groups, config.top_groups) }))
+        Ok(Box::new(Self { weights, scale: config.scale, groups: Groups::new(config, 1) }))
     }
 
     pub(super) fn pre(config: &RouterConfig, _experts: usize, _top_k: usize) -> Result<Box<dyn Router>> {
@@ -56,11 +56,10 @@ impl Router for TopK {
     fn choose(&self, logits: &Tensor, input: &RouteInput) -> Result<Choice> {
         let (_, experts) = logits.dims2()?;
         let scores = softmax(logits, D::Minus1)?;
-        let (groups, top) = self.groups;
         let picks = match input.forced {
             Some(forced) => forced.to_vec(),
             // The order of p is that of z, but rounding may tie what z tells apart.
-            None => read(logits, |z| select(z, experts, input.top_k, Some((groups, top, 1))))?,
+            None => read(logits, |z| select(z, experts, input.top_k, self.groups))?,
         };
         let weights = match self.weights {
             Weights::Probability => gather(&scores, &picks, input.top_k)?,

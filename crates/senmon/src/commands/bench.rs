@@ -11,7 +11,7 @@ use senmon_kernels::peak;
 use senmon_kernels::simd::Level;
 use senmon_models::decoder::Decoder;
 use senmon_models::params::initial_values;
-use senmon_models::spec::{AttentionSpec, FfnSpec, MlpSpec, ModelSpec, MoeSpec, QkNorm, SpecialTokens};
+use senmon_models::spec::{AttentionSpec, FfnSpec, MlpSpec, ModelSpec, MoeSpec};
 use senmon_moe::layer::MoeParams;
 use senmon_moe::rng::Stream;
 use senmon_moe::{BalanceConfig, Ctx, MoeConfig, MoeLayer, Param, RouterConfig, ops};
@@ -178,13 +178,11 @@ pub(super) fn layer(args: BenchLayerArgs) -> Result<()> {
     });
     for &experts in &args.experts {
         let config = MoeConfig::new(h, i, experts, k);
-        let params = MoeParams {
-            router: Param::trainable("router", normal(5, experts * h, 0.02), &[experts, h])?,
-            selection_bias: None,
-            gate_up: Param::trainable("gate_up", normal(6, experts * 2 * i * h, 0.02), &[experts, 2 * i, h])?,
-            down: Param::trainable("down", normal(7, experts * i * h, 0.02), &[experts, h, i])?,
-            shared: None,
-        };
+        let params = MoeParams::new(
+            Param::trainable("router", normal(5, experts * h, 0.02), &[experts, h])?,
+            Param::trainable("gate_up", normal(6, experts * 2 * i * h, 0.02), &[experts, 2 * i, h])?,
+            Param::trainable("down", normal(7, experts * i * h, 0.02), &[experts, h, i])?,
+        );
         let layer = MoeLayer::from_params(config, params)?;
         let (_, routing) = layer.forward(x.as_tensor(), &mut Ctx::default())?;
         let counts: Vec<u64> = routing.load.iter().map(|n| u64::from(*n)).collect();
@@ -260,32 +258,15 @@ pub(super) fn train(args: BenchTrainArgs) -> Result<()> {
     }
     let mlp = |intermediate| MlpSpec { intermediate, activation: Activation::Silu, gated: true };
     let moe = FfnSpec::Moe(MoeSpec {
-        experts: args.experts,
-        top_k: args.top_k,
-        expert: mlp(args.intermediate),
-        shared_intermediate: 0,
         router: RouterConfig { kind: "topk_post".into(), ..RouterConfig::default() },
+        ..MoeSpec::plain(args.experts, args.top_k, mlp(args.intermediate))
     });
     let width = dense_twin_width(args.experts as f64, args.top_k, args.intermediate, 0, true);
+    let attention = AttentionSpec::plain(args.heads, args.heads, args.hidden / args.heads);
     let spec = |ffn: FfnSpec| ModelSpec {
-        vocab: args.vocab,
-        hidden: args.hidden,
         max_positions: args.sequence,
         norm_eps: 1e-5,
-        tie_embeddings: false,
-        init_std: 0.02,
-        attention: AttentionSpec {
-            heads: args.heads,
-            kv_heads: args.heads,
-            head_dim: args.hidden / args.heads,
-            qkv_bias: false,
-            out_bias: false,
-            qk_norm: QkNorm::None,
-            window: None,
-            rope_theta: 10_000.0,
-        },
-        layers: vec![ffn; args.layers],
-        tokens: SpecialTokens::default(),
+        ..ModelSpec::plain(args.vocab, args.hidden, attention.clone(), vec![ffn; args.layers])
     };
     let tokens = args.batch * args.sequence;
     let mut cases = Vec::new();

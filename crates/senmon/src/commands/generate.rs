@@ -49,7 +49,8 @@ pub(super) fn generate(
         )));
     }
     show(prompt)?;
-    let mut cache = decoder.cache();
+    let context = prompt_tokens.len().saturating_add(max_tokens).min(spec.max_positions);
+    let mut cache = decoder.cache(context)?;
     let started = Instant::now();
     let mut logits = decoder.logits(&prompt_tokens, &mut cache, true, &mut Pass::default())?;
     let prefill_seconds = started.elapsed().as_secs_f64();

@@ -5,13 +5,13 @@ use crate::cli::InspectArgs;
 use crate::failure::Result;
 use senmon_models::checkpoint;
 use senmon_models::inspect::describe;
-use senmon_models::params::parts;
+use senmon_models::names::parts;
 use std::fmt::Write;
 
 pub(super) fn run(args: InspectArgs) -> Result<()> {
     let loaded = checkpoint::load(&args.model)?;
     let description = describe(&loaded.spec, loaded.family.name);
-    let tensors = parts(&loaded.spec, loaded.family.names).len();
+    let tensors = parts(&loaded.spec, &loaded.family.names).len();
     if args.common.json {
         let mut json = serde_json::to_value(&description).unwrap_or_default();
         json["audit"] = serde_json::json!({ "tensors": tensors, "unused": loaded.unused });

@@ -22,7 +22,8 @@ pub(super) fn run(args: LogitsArgs) -> Result<()> {
         return Err(Failure::mistake(format!("{n} tokens are more than the {most} positions of the model")));
     }
     let decoder = Decoder::new(&loaded.spec, loaded.params, false)?;
-    let logits = decoder.logits(&args.tokens, &mut decoder.cache(), false, &mut Pass::default())?;
+    let mut cache = decoder.cache(args.tokens.len())?;
+    let logits = decoder.logits(&args.tokens, &mut cache, false, &mut Pass::default())?;
     let bytes: Vec<u8> = logits.iter().flat_map(|x| x.to_le_bytes()).collect();
     let view = TensorView::new(Dtype::F32, vec![args.tokens.len(), vocab], &bytes);
     let file = view.and_then(|view| safetensors::serialize([("logits", view)], None));

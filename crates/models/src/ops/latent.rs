@@ -1,0 +1,208 @@
+//! Latent attention (MLA, DeepSeek-V2 2405.04434), in the form that never makes the keys and values of all heads: a query is
+//! turned into the space of the narrow vector that the cache holds, meets it there, and what comes out is turned into
+//! values. The cache keeps C + R numbers a token. No gradients.
+
+use super::attention::{LayerCache, Residual};
+use super::norm::Norm;
+use crate::rope::Rotations;
+use crate::spec::LatentSpec;
+use candle_core::{Result, Tensor, bail};
+use senmon_kernels::attention::{self, Heads};
+use senmon_kernels::buffers::Buffer;
+use senmon_kernels::gemm::{self, Operand, Product};
+use senmon_kernels::layout::Rows;
+use senmon_kernels::rotary::{self, Rope};
+use senmon_kernels::simd::Level;
+use senmon_moe::Param;
+use senmon_moe::tensor::{own, read};
+use std::sync::Arc;
+
+/// The latent attention of one layer.
+#[derive(Clone, Debug)]
+pub struct LatentBlock {
+    /// Its widths.
+    pub spec: LatentSpec,
+    /// Heads.
+    pub heads: usize,
+    /// Factor on the scores.
+    pub scale: f32,
+    /// Rotations of all positions.
+    pub rotations: Arc<Rotations>,
+    /// What is around it.
+    pub residual: Residual,
+    /// The way to the queries: one matrix \[heads·(nope + R), H\], or two with a norm between, \[q_rank, H\] and
+    /// \[heads·(nope + R), q_rank\].
+    pub q: (Param, Option<(Norm, Param)>),
+    /// \[C + R, H\].
+    pub kv_a: Param,
+    /// \[C\].
+    pub kv_a_norm: Norm,
+    /// \[heads·(nope + value), C\]: of each head the rows of its keys, then those of its values.
+    pub kv_b: Param,
+    /// \[H, heads·value\].
+    pub out: Param,
+}
+
+impl LatentBlock {
+    /// C + R, numbers that a token leaves in the cache.
+    fn width(&self) -> usize {
+        self.spec.kv_rank + self.spec.rope
+    }
+
+    /// `x` \[T, I\] · `w`ᵀ \[I, O\].
+    fn product(x: &[f32], w: &Param) -> Result<Buffer> {
+        let (outputs, inputs) = w.tensor().dims2()?;
+        let tokens = x.len() / inputs.max(1);
+        let mut y = Buffer::stale(tokens * outputs);
+        w.read(|w| {
+            let (a, b) = (Operand::k_inner(x, inputs), Operand::k_inner(w, inputs));
+            run(&[product(tokens, outputs, inputs, a, b, 0, outputs)], &mut y);
+        })?;
+        Ok(y)
+    }
+
+    /// `x` \[T, H\] → queries in the space of the cache, \[T, heads, C + R\], and what the cache keeps, \[T, C + R\].
+    fn project(&self, x: &[f32], positions: &[u32], rope: &Rope) -> Result<(Buffer, Buffer)> {
+        let (tokens, s, heads) = (positions.len(), &self.spec, self.heads);
+        let (c, r, width) = (s.kv_rank, s.rope, self.width());
+        let h = self.residual.before(x)?;
+        let h = h.as_deref().unwrap_or(x);
+        let mut q = Self::product(h, &self.q.0)?;
+        if let Some((norm, q_b)) = &self.q.1 {
+            q = Self::product(&norm.run(&q)?, q_b)?;
+        }
+        let kv = Self::product(h, &self.kv_a)?;
+        let mut latent = Buffer::stale(tokens * c);
+        for (to, from) in latent.chunks_exact_mut(c).zip(kv.chunks_exact(width)) {
+            to.copy_from_slice(&from[..c]);
+        }
+        let latent = self.kv_a_norm.run(&latent)?;
+        let mut keys = kv;
+        let mut turned = Buffer::stale(tokens * r);
+        for (t, (key, latent)) in keys.chunks_exact_mut(width).zip(latent.chunks_exact(c)).enumerate() {
+            turned[t * r..][..r].copy_from_slice(&key[c..]);
+            key[..c].copy_from_slice(latent);
+        }
+        rotary::apply(rope, Rows::plain(tokens, r), &mut turned, r, positions);
+        for (key, turned) in keys.chunks_exact_mut(width).zip(turned.chunks_exact(r)) {
+            key[c..].copy_from_slice(turned);
+        }
+        // Queries: what does not turn goes through the keys' rows of kv_b, what turns is copied behind it.
+        let head = s.nope + r;
+        let mut absorbed = Buffer::stale(tokens * heads * width);
+        self.kv_b.read(|kv_b| {
+            let products: Vec<Product> = (0..heads)
+                .map(|n| {
+                    let rows = &kv_b[n * (s.nope + s.value) * c..][..s.nope * c];
+                    let a = Operand::k_inner(&q[(n * head).min(q.len())..], heads * head);
+                    product(tokens, c, s.nope, a, Operand::k_outer(rows, c), n * width, heads * width)
+                })
+                .collect();
+            run(&products, &mut absorbed);
+        })?;
+        let mut turned = Buffer::stale(tokens * heads * r);
+        for (to, from) in turned.chunks_exact_mut(r).zip(q.chunks_exact(head)) {
+            to.copy_from_slice(&from[s.nope..]);
+        }
+        rotary::apply(rope, Rows { tokens, heads, width: r }, &mut turned, heads * r, positions);
+        for (to, from) in absorbed.chunks_exact_mut(width).zip(turned.chunks_exact(r)) {
+            to[c..].copy_from_slice(from);
+        }
+        Ok((absorbed, keys))
+    }
+
+    /// `queries` \[B·Sq, heads, C + R\] over `keys` \[B·Sk, C + R\], which are the values too: \[B·Sq, heads·value\].
+    fn attend(&self, batch: usize, queries: &[f32], keys: &[f32]) -> Result<Buffer> {
+        let (s, heads, width) = (&self.spec, self.heads, self.width());
+        let (rows, key_rows) = (queries.len() / (heads * width), keys.len() / width);
+        let h = Heads {
+            batch,
+            queries: rows / batch,
+            keys: key_rows / batch,
+            heads,
+            kv_heads: 1,
+            head_dim: width,
+            window: None,
+            scale: self.scale,
+        };
+        let (mut o, mut lse) = (Buffer::stale(queries.len()), Buffer::stale(rows * heads));
+        attention::forward(
+            h,
+            queries,
+            heads * width,
+            keys,
+            width,
+            keys,
+            width,
+            &mut o,
+            heads * width,
+            &mut lse,
+        );
+        let mut values = Buffer::stale(rows * heads * s.value);
+        self.kv_b.read(|kv_b| {
+            let products: Vec<Product> = (0..heads)
+                .map(|n| {
+                    let first = (n * (s.nope + s.value) + s.nope) * s.kv_rank;
+                    let b = Operand::k_inner(&kv_b[first..][..s.value * s.kv_rank], s.kv_rank);
+                    let a = Operand::k_inner(&o[(n * width).min(o.len())..], heads * width);
+                    product(rows, s.value, s.kv_rank, a, b, n * s.value, heads * s.value)
+                })
+                .collect();
+            run(&products, &mut values);
+        })?;
+        Ok(values)
+    }
+
+    fn finish(&self, x: &[f32], values: &[f32]) -> Result<Vec<f32>> {
+        let mut y = Self::product(values, &self.out)?;
+        self.residual.after(&mut y, x)?;
+        Ok(y.into_vec())
+    }
+
+    /// The block on `x` \[B·S, H\], each sequence from position 0.
+    pub fn forward(&self, x: &Tensor, batch: usize, rope: &Rope) -> Result<Tensor> {
+        let tokens = x.dim(0)?;
+        if batch == 0 || !tokens.is_multiple_of(batch) {
+            bail!("attention: {tokens} tokens are not {batch} sequences");
+        }
+        let positions = super::attention::positions(batch, tokens / batch, 0);
+        let y = read(x, |x| -> Result<Vec<f32>> {
+            let (queries, keys) = self.project(x, &positions, rope)?;
+            self.finish(x, &*self.attend(batch, &queries, &keys)?)
+        })??;
+        own(y, x.shape())
+    }
+
+    /// The block on `x` \[S, H\], which follows the `past` tokens of the cache; appends to the cache.
+    pub fn forward_cached(
+        &self,
+        x: &Tensor,
+        cache: &mut LayerCache,
+        past: usize,
+        rope: &Rope,
+    ) -> Result<Tensor> {
+        let positions = super::attention::positions(1, x.dim(0)?, past);
+        let y = read(x, |x| -> Result<Vec<f32>> {
+            let (queries, keys) = self.project(x, &positions, rope)?;
+            cache.append(past, &keys, &[], self.width());
+            self.finish(x, &*self.attend(1, &queries, cache.keys())?)
+        })??;
+        own(y, x.shape())
+    }
+}
+
+fn product<'a>(
+    m: usize,
+    n: usize,
+    k: usize,
+    a: Operand<'a>,
+    b: Operand<'a>,
+    c_start: usize,
+    c_stride: usize,
+) -> Product<'a> {
+    Product { m, n, k, a, b, c_start, c_stride, accumulate: false, twin: None }
+}
+
+fn run(products: &[Product], c: &mut [f32]) {
+    senmon_kernels::gemm::run_all(Level::current(), products, c, |_: gemm::Tile| {});
+}
