@@ -162,7 +162,8 @@ impl Decoder {
         let mut layers = Vec::with_capacity(spec.layers.len());
         for (l, ffn) in spec.layers.iter().enumerate() {
             let name = |part: &str| format!("layers.{l}.{part}");
-            let plain = |name: &str| -> Result<Norm> { Ok(Norm { weight: get(name)?, bias: None, eps }) };
+            let inner = a.latent.as_ref().map_or(eps, |latent| latent.norm_eps as f32);
+            let plain = |name: &str| -> Result<Norm> { Ok(Norm { weight: get(name)?, bias: None, eps: inner }) };
             let attention = match &a.latent {
                 None => Attention::Heads(Box::new(AttentionBlock {
                     spec: a.clone(),

@@ -126,7 +126,7 @@ pub struct AttentionSpec {
 
 /// Latent attention (MLA, 2405.04434): each token keeps C = `kv_rank` values, of which every head makes its keys and values, and
 /// R = `rope` values that turn and are part of every head's key.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LatentSpec {
     /// Width of the vector that queries are made of; `None`: they are made of the residual stream.
@@ -139,6 +139,8 @@ pub struct LatentSpec {
     pub rope: usize,
     /// Width of a head's value.
     pub value: usize,
+    /// ε of the norms of the narrow vectors.
+    pub norm_eps: f64,
 }
 
 impl AttentionSpec {
@@ -652,7 +654,8 @@ pub(crate) fn odd_spec(seed: u64) -> ModelSpec {
     if pick(3, 2) == 0 {
         let (nope, rope) = (1 + pick(4, 5), 2 + 2 * pick(5, 2));
         let q_rank = (pick(6, 2) == 0).then_some(3);
-        let latent = LatentSpec { q_rank, kv_rank: 2 + pick(7, 4), nope, rope, value: 1 + pick(8, 6) };
+        let (kv_rank, value) = (2 + pick(7, 4), 1 + pick(8, 6));
+        let latent = LatentSpec { q_rank, kv_rank, nope, rope, value, norm_eps: 1e-5 };
         *a = AttentionSpec { latent: Some(latent), ..AttentionSpec::plain(a.heads, a.heads, nope + rope) };
     } else {
         a.sinks = pick(9, 2) == 0;

@@ -195,8 +195,13 @@ impl Json {
             },
             ..AttentionSpec::plain(heads, self.kv_heads(heads, defaults.kv_heads)?, head_dim)
         };
+        // "Dynamic" contexts grow beyond the length in the file, all others have it as their longest.
+        let max_positions = match attention.rope.scaling {
+            RopeScaling::Dynamic { factor, original } => (original as f64 * factor.max(1.0)) as usize,
+            _ => self.usize("max_position_embeddings")?,
+        };
         Ok(ModelSpec {
-            max_positions: self.usize("max_position_embeddings")?,
+            max_positions,
             norm_eps: self.f64(defaults.norm_eps)?,
             tie_embeddings: self.bool_or("tie_word_embeddings", false)?,
             init_std: self.f64_or("initializer_range", 0.02)?,
@@ -372,6 +377,10 @@ pub fn write_decoder(spec: &ModelSpec, activation: Activation) -> Map<String, Va
         [one] => (*one).into(),
         several => several.into(),
     };
+    let positions = match a.rope.scaling {
+        RopeScaling::Dynamic { original, .. } => original,
+        _ => spec.max_positions,
+    };
     let value = json!({
         "vocab_size": spec.vocab,
         "hidden_size": spec.hidden,
@@ -380,7 +389,7 @@ pub fn write_decoder(spec: &ModelSpec, activation: Activation) -> Map<String, Va
         "num_key_value_heads": a.kv_heads,
         "head_dim": a.head_dim,
         "hidden_act": hidden_act(activation),
-        "max_position_embeddings": spec.max_positions,
+        "max_position_embeddings": positions,
         "rms_norm_eps": spec.norm_eps,
         "rope_theta": a.rope_theta,
         "rope_parameters": rope::write(a),
@@ -486,8 +495,9 @@ pub fn expect_decoder(spec: &ModelSpec, qk_norm: QkNorm, words: Words) -> std::r
         (a.latent.is_some() != words.latent, "latent attention"),
         (spec.head_bias && !words.head_bias, "a bias on the head"),
         (
-            matches!(a.rope.scaling, RopeScaling::Dynamic { original, .. } if original != spec.max_positions),
-            "rotary positions that grow from another length than the longest",
+            matches!(a.rope.scaling, RopeScaling::Dynamic { factor, original }
+                if (original as f64 * factor.max(1.0)) as usize != spec.max_positions),
+            "a longest context that is not the factor of rotary positions times their own",
         ),
     ];
     for layer in &spec.layers {

@@ -27,6 +27,8 @@ fn read(json: &Json, router: RouterConfig, neighbours: bool) -> Result<ModelSpec
         nope: json.usize("qk_nope_head_dim")?,
         rope: json.usize("qk_rope_head_dim")?,
         value: json.usize("v_head_dim")?,
+        // Whatever rms_norm_eps is.
+        norm_eps: 1e-6,
     };
     let (keys, heads) = (RopeKeys::new(json)?, spec.attention.heads);
     let head_dim = latent.nope + latent.rope;
@@ -97,6 +99,9 @@ fn write(spec: &ModelSpec, neighbours: bool) -> std::result::Result<(Map<String,
     let (first, shared) = (first_dense(spec)?, shared_experts(moe)?);
     let a = &spec.attention;
     let latent = a.latent.as_ref().ok_or("no latent attention")?;
+    if latent.norm_eps != 1e-6 {
+        return Err(format!("latent.norm_eps = {}", latent.norm_eps));
+    }
     let mut map = write_decoder(spec, moe.expert.activation);
     // The factor on the scores goes by way of YaRN's mscale_all_dim.
     let plain = 1.0 / (a.head_dim as f64).sqrt();

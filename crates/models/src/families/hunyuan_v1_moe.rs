@@ -36,6 +36,7 @@ pub(super) fn read(json: &Json) -> Result<ModelSpec> {
         // A fixed θ, whatever the length.
         let d = spec.attention.head_dim as f64;
         spec.attention.rope.scaling = RopeScaling::None;
+        spec.max_positions = json.usize("max_position_embeddings")?;
         spec.attention.rope_theta *= alpha.powf(d / (d - 2.0));
     }
     let layers = json.layer_count()?;

@@ -16,6 +16,9 @@ pub(super) const NAMES: Names =
 pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     let defaults = Defaults { rope_theta: 1e6, kv_heads: Some(8), ..Defaults::default() };
     let mut spec = json.decoder(QkNorm::None, json.maybe_usize("sliding_window")?, defaults)?;
+    if !matches!(spec.attention.rope.scaling, RopeScaling::None | RopeScaling::Longrope { .. }) {
+        return Err(json.error("rope_parameters.rope_type of this family is default or longrope"));
+    }
     (spec.norm, spec.head_bias) = (NormKind::Layer, json.bool_or("lm_head_bias", false)?);
     let experts = json.usize_as(["num_local_experts", "num_experts"])?;
     let top_k = json.usize("num_experts_per_tok")?;

@@ -14,9 +14,15 @@ use serde_json::{Value, json};
 pub(super) const NAMES: Names = Names { shared: "shared_expert", ..PLAIN };
 
 pub(super) fn read(json: &Json) -> Result<ModelSpec> {
-    let (window, layers) = match json.bool_or("use_sliding_window", false)? {
-        true => json.windows(Some(4096), 28)?,
-        false => (None, None),
+    let (window, layers) = match (json.bool_or("use_sliding_window", false)?, json.get("layer_types")) {
+        (false, _) => (None, None),
+        (true, Some(_)) => json.windows(Some(4096), 0)?,
+        (true, None) => {
+            // Every other layer, up to a number.
+            let most = json.maybe_usize("max_window_layers")?.unwrap_or(28);
+            let (window, _) = json.windows(Some(4096), 0)?;
+            (window, Some((0..json.layer_count()?).map(|l| l % 2 == 0 && l < most).collect()))
+        }
     };
     let defaults = Defaults { kv_heads: Some(16), ..Defaults::default() };
     let mut spec = json.decoder(QkNorm::None, window, defaults)?;

@@ -108,6 +108,10 @@ impl<'a> RopeKeys<'a> {
 
     /// The longest context of the model before its speeds were bent.
     fn original(&self) -> Result<usize> {
+        // A key of the file itself goes before the table's.
+        if let Some(original) = self.json.maybe_usize("original_max_position_embeddings")? {
+            return Ok(original);
+        }
         let whole = |value: &Value| value.as_u64().filter(|n| *n > 0 && *n <= 1 << 24).map(|n| n as usize);
         if let Some(value) = self.get("original_max_position_embeddings") {
             return whole(value).ok_or_else(|| {
@@ -117,10 +121,7 @@ impl<'a> RopeKeys<'a> {
                 )
             });
         }
-        match self.json.maybe_usize("original_max_position_embeddings")? {
-            Some(original) => Ok(original),
-            None => self.json.usize("max_position_embeddings"),
-        }
+        self.json.usize("max_position_embeddings")
     }
 
     fn list(&self, key: &str) -> Result<Vec<f64>> {
@@ -154,7 +155,6 @@ impl<'a> RopeKeys<'a> {
         Ok(match self.kind()? {
             "default" => RopeScaling::None,
             "linear" => RopeScaling::Linear { factor: self.needed("factor")? },
-            // θ · alpha^(d / (d - 2)) is the dynamic rule at a fixed context of twice the original's length less a bit: Hunyuan.
             "dynamic" => RopeScaling::Dynamic {
                 factor: self.needed("factor")?,
                 original: self.json.usize("max_position_embeddings")?,

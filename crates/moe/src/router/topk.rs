@@ -6,7 +6,7 @@
 
 use super::select::{Groups, select};
 use super::{Choice, RouteInput, Router, gather};
-use crate::config::RouterConfig;
+use crate::config::{GroupMask, RouterConfig};
 use crate::error::{MoeError, Result};
 use crate::tensor::read;
 use candle_core::{D, Tensor};
@@ -28,11 +28,13 @@ pub(super) struct TopK {
     weights: Weights,
     scale: f64,
     groups: Groups,
+    by_score: bool,
 }
 
 impl TopK {
     fn of(weights: Weights, config: &RouterConfig) -> Result<Box<dyn Router>> {
-        Ok(Box::new(Self { weights, scale: config.scale, groups: Groups::new(config, 1) }))
+        let (groups, by_score) = (Groups::new(config, 1), config.group_mask == GroupMask::Zero);
+        Ok(Box::new(Self { weights, scale: config.scale, groups, by_score }))
     }
 
     pub(super) fn pre(config: &RouterConfig, _experts: usize, _top_k: usize) -> Result<Box<dyn Router>> {
@@ -58,8 +60,10 @@ impl Router for TopK {
         let scores = softmax(logits, D::Minus1)?;
         let picks = match input.forced {
             Some(forced) => forced.to_vec(),
-            // The order of p is that of z, but rounding may tie what z tells apart.
-            None => read(logits, |z| select(z, experts, input.top_k, self.groups))?,
+            // The order of p is that of z, but rounding may tie what z tells apart; a mask of 0 is one for p alone.
+            None => read(if self.by_score { &scores } else { logits }, |z| {
+                select(z, experts, input.top_k, self.groups)
+            })?,
         };
         let weights = match self.weights {
             Weights::Probability => gather(&scores, &picks, input.top_k)?,
