@@ -10,6 +10,7 @@ pub mod attention;
 pub mod buffers;
 pub mod cross_entropy;
 pub mod dispatch;
+pub mod elements;
 pub mod embedding;
 pub mod expert_mlp;
 pub mod gemm;

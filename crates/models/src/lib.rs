@@ -17,7 +17,10 @@ pub mod ops;
 pub mod params;
 pub mod rope;
 pub mod sampling;
+mod save;
+mod sources;
 pub mod spec;
+mod tensor_files;
 pub mod text;
 
 pub use error::{ModelError, Result};

@@ -50,7 +50,7 @@ pub enum Order {
 
 impl Order {
     /// Where element `at` of a tensor of the file, of shape `shape`, lies in its part of the parameter.
-    fn place(self, shape: &[usize], at: usize) -> usize {
+    pub(crate) fn place(self, shape: &[usize], at: usize) -> usize {
         let last = shape.last().copied().unwrap_or(1).max(1);
         let unturn = |b: usize| b / 2 + b % 2 * (last / 2);
         match self {

@@ -50,6 +50,12 @@ impl ParamDef {
         self.shape.iter().product()
     }
 
+    /// A matrix that can stay as it is in a file. Routers compute in f32, and they and gates are small.
+    pub fn stays(&self) -> bool {
+        let small = [".router", ".shared.gate"].iter().any(|end| self.name.ends_with(end));
+        self.kind == ParamKind::Weight && self.shape.len() >= 2 && !small
+    }
+
     /// It has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

@@ -240,7 +240,7 @@ impl MoeLayer {
     pub fn from_params(config: MoeConfig, params: MoeParams) -> Result<Self> {
         let (e, h) = (config.experts, config.hidden);
         let expect = |what, param: &Param, shape: &[usize]| {
-            let found = param.tensor().dims();
+            let found = param.dims();
             if found == shape {
                 return Ok(());
             }
