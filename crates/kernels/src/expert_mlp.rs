@@ -20,7 +20,7 @@ use crate::simd::Level;
 const ROWS: usize = 64;
 
 /// What all experts of a layer have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
     /// H.
     pub hidden: usize,

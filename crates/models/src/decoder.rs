@@ -62,7 +62,7 @@ enum Attention {
 
 #[derive(Debug)]
 enum Ffn {
-    Dense { up: Param, down: Param, shape: Shape },
+    Dense { up: Param, down: Param, biases: Option<(Param, Param)>, shape: Shape },
     Moe(Box<MoeLayer>),
 }
 
@@ -226,7 +226,10 @@ impl Decoder {
                             (get(&name("q_a"))?, Some(second))
                         }
                     },
+                    q_bias: optional(&name("q_a_bias")),
                     kv_a: get(&name("kv_a"))?,
+                    kv_bias: optional(&name("kv_a_bias")),
+                    out_bias: optional(&name("out_bias")),
                     kv_a_norm: plain(&name("kv_a_norm"))?,
                     kv_b: get(&name("kv_b"))?,
                     out: get(&name("out"))?,
@@ -236,6 +239,7 @@ impl Decoder {
                 FfnSpec::Dense(mlp) => Ffn::Dense {
                     up: get(&name("gate_up"))?,
                     down: get(&name("down"))?,
+                    biases: optional(&name("gate_up_bias")).zip(optional(&name("down_bias"))),
                     shape: shape(spec.hidden, mlp),
                 },
                 FfnSpec::Moe(moe) => {
@@ -248,6 +252,8 @@ impl Decoder {
                         expert_biases: optional(&name("experts.gate_up_bias"))
                             .zip(optional(&name("experts.down_bias"))),
                         shared: optional(&name("shared.gate_up")).zip(optional(&name("shared.down"))),
+                        shared_biases: optional(&name("shared.gate_up_bias"))
+                            .zip(optional(&name("shared.down_bias"))),
                         shared_gate: optional(&name("shared.gate")),
                         ..MoeParams::new(
                             get(&name("router"))?,
@@ -417,7 +423,9 @@ impl Decoder {
         let before = layer.residual.place == NormPlace::Before;
         let h = if before { layer.residual.norm.apply(x)? } else { x.clone() };
         let y = match &layer.ffn {
-            Ffn::Dense { up, down, shape } => senmon_moe::ops::mlp(&h, up, down, *shape)?,
+            Ffn::Dense { up, down, biases, shape } => {
+                senmon_moe::ops::biased_mlp(&h, up, down, biases.as_ref(), *shape)?
+            }
             Ffn::Moe(moe) => {
                 let mut ctx = Ctx {
                     train: pass.train,
@@ -461,7 +469,7 @@ fn moe_config(hidden: usize, moe: &MoeSpec) -> MoeConfig {
         shared_intermediate: moe.shared_intermediate,
         shared_gate: moe.shared_gate,
         router_bias: moe.router_bias,
-        expert_bias: moe.expert_bias,
+        expert_bias: moe.expert.bias,
         router: moe.router.clone(),
     }
 }
@@ -469,7 +477,10 @@ fn moe_config(hidden: usize, moe: &MoeSpec) -> MoeConfig {
 /// What of a model has no gradients, if anything.
 fn untrained(spec: &ModelSpec) -> Option<&'static str> {
     let a = &spec.attention;
-    let biased = |layer: &FfnSpec| matches!(layer, FfnSpec::Moe(moe) if moe.expert_bias || moe.router_bias);
+    let biased = |layer: &FfnSpec| match layer {
+        FfnSpec::Dense(mlp) => mlp.bias,
+        FfnSpec::Moe(moe) => moe.expert.bias || moe.router_bias || moe.shared_bias,
+    };
     [
         (spec.norm == NormKind::Layer, "LayerNorm"),
         (spec.norm_place == NormPlace::After, "norms after its blocks"),
@@ -478,7 +489,7 @@ fn untrained(spec: &ModelSpec) -> Option<&'static str> {
         (a.latent.is_some(), "latent attention"),
         (a.sinks, "attention sinks"),
         (a.qk_norm == QkNorm::HeadAfter, "norms of queries and keys after the rotation"),
-        (spec.layers.iter().any(biased), "biases on its experts or routers"),
+        (spec.layers.iter().any(biased), "biases on its MLPs, experts or routers"),
     ]
     .into_iter()
     .find_map(|(has, part)| has.then_some(part))

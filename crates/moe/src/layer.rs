@@ -91,6 +91,8 @@ pub struct MoeParams {
     pub expert_biases: Option<(Param, Param)>,
     /// \[P', H\] and \[H, I'\] of the shared experts together.
     pub shared: Option<(Param, Param)>,
+    /// Biases of the shared experts, \[P'\] and \[H\]; with them a layer runs, it does not train.
+    pub shared_biases: Option<(Param, Param)>,
     /// \[1, H\].
     pub shared_gate: Option<Param>,
 }
@@ -106,6 +108,7 @@ impl MoeParams {
             down,
             expert_biases: None,
             shared: None,
+            shared_biases: None,
             shared_gate: None,
         }
     }
@@ -229,6 +232,7 @@ impl MoeLayer {
             },
             shared_gate: gated.then(|| get("shared.gate", &[1, h], 0.02)).transpose()?,
             selection_bias,
+            shared_biases: None,
             gate_up: get("experts.gate_up", &[e, p, h], 0.02)?,
             down: get("experts.down", &[e, h, i], 0.02)?,
             shared,
@@ -261,6 +265,10 @@ impl MoeLayer {
         if let Some((up, down)) = &params.expert_biases {
             expect("experts.gate_up_bias", up, &[e, s.pre()])?;
             expect("experts.down_bias", down, &[e, h])?;
+        }
+        if let Some((up, down)) = &params.shared_biases {
+            expect("shared.gate_up_bias", up, &[config.shared_shape().pre()])?;
+            expect("shared.down_bias", down, &[h])?;
         }
         if let Some(gate) = &params.shared_gate {
             expect("shared.gate", gate, &[1, h])?;
@@ -305,7 +313,8 @@ impl MoeLayer {
         let (down, bias) = (&self.params.down, biases.map(|b| &b.1));
         let mut y = ops::down_combine(&a, down, bias, &routing.weights, &dispatch, s)?;
         if let Some((up, down)) = &self.params.shared {
-            let mut shared = ops::mlp(&x, up, down, self.config.shared_shape())?;
+            let biases = self.params.shared_biases.as_ref();
+            let mut shared = ops::biased_mlp(&x, up, down, biases, self.config.shared_shape())?;
             if let Some(gate) = &self.params.shared_gate {
                 shared = shared.broadcast_mul(&sigmoid(&ops::linear(&x, gate)?)?)?;
             }

@@ -117,11 +117,18 @@ pub fn down_combine(
 }
 
 /// As [`down_combine`] with all weights 1 (dense MLPs and shared experts).
-pub fn down(a: &Tensor, w: &Param, dispatch: &Arc<Dispatch>, shape: Shape) -> Result<Tensor> {
+pub fn down(
+    a: &Tensor,
+    w: &Param,
+    bias: Option<&Param>,
+    dispatch: &Arc<Dispatch>,
+    shape: Shape,
+) -> Result<Tensor> {
     if w.as_stored().is_some() {
-        return down_stored(a, w, None, None, dispatch, shape);
+        return down_stored(a, w, bias, None, dispatch, shape);
     }
-    let op = DownCombine { dispatch: dispatch.clone(), shape, bias: None, sink: w.sink().cloned() };
+    let (bias, sink) = (bias.cloned(), w.sink().cloned());
+    let op = DownCombine { dispatch: dispatch.clone(), shape, bias, sink };
     a.apply_op2(w.tensor(), op)
 }
 
@@ -160,10 +167,21 @@ fn down_stored(
 
 /// An MLP that every token passes: `w_up` \[P, H\] (gate rows, then up rows), `w_down` \[H, I\].
 pub fn mlp(x: &Tensor, w_up: &Param, w_down: &Param, shape: Shape) -> Result<Tensor> {
+    biased_mlp(x, w_up, w_down, None, shape)
+}
+
+/// [`mlp`] with biases \[P\] and \[H\], which have no gradients.
+pub fn biased_mlp(
+    x: &Tensor,
+    w_up: &Param,
+    w_down: &Param,
+    biases: Option<&(Param, Param)>,
+    shape: Shape,
+) -> Result<Tensor> {
     let tokens = x.elem_count() / shape.hidden.max(1);
     let dispatch = Arc::new(Dispatch::whole(tokens));
-    let a = gated_up(x, w_up, None, &dispatch, shape)?;
-    down(&a, w_down, &dispatch, shape)?.reshape(x.shape())
+    let a = gated_up(x, w_up, biases.map(|b| &b.0), &dispatch, shape)?;
+    down(&a, w_down, biases.map(|b| &b.1), &dispatch, shape)?.reshape(x.shape())
 }
 
 /// Adds a weight's gradient: into its sink, or else into zeros that are returned when the weight is tracked.

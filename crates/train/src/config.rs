@@ -430,7 +430,7 @@ impl RunConfig {
     }
 
     fn mlp(&self, intermediate: usize) -> MlpSpec {
-        MlpSpec { intermediate, activation: self.experts.activation, gated: self.experts.gated }
+        MlpSpec { intermediate, activation: self.experts.activation, gated: self.experts.gated, bias: false }
     }
 
     /// The width of a dense feed-forward that costs what an MoE layer of `[experts]` costs.

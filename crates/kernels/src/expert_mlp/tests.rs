@@ -123,7 +123,7 @@ const KINDS: [Activation; 6] = [
     Activation::Relu,
     Activation::Relu2,
     Activation::GeluTanh,
-    Activation::Clamped,
+    activation::GPT_OSS,
 ];
 
 proptest! {

@@ -35,14 +35,20 @@ pub struct LatentBlock {
     /// The way to the queries: one matrix \[heads·(nope + R), H\], or two with a norm between, \[q_rank, H\] and
     /// \[heads·(nope + R), q_rank\].
     pub q: (Param, Option<(Norm, Param)>),
+    /// Of the first of them: \[q_rank\].
+    pub q_bias: Option<Param>,
     /// \[C + R, H\].
     pub kv_a: Param,
+    /// \[C + R\].
+    pub kv_bias: Option<Param>,
     /// \[C\].
     pub kv_a_norm: Norm,
     /// \[heads·(nope + value), C\]: of each head the rows of its keys, then those of its values.
     pub kv_b: Param,
     /// \[H, heads·value\].
     pub out: Param,
+    /// \[H\].
+    pub out_bias: Option<Param>,
 }
 
 impl LatentBlock {
@@ -68,11 +74,11 @@ impl LatentBlock {
         let (c, r, width) = (s.kv_rank, s.rope, self.width());
         let h = self.residual.before(x)?;
         let h = h.as_deref().unwrap_or(x);
-        let mut q = product(h, &self.q.0)?;
+        let mut q = biased(product(h, &self.q.0)?, self.q_bias.as_ref())?;
         if let Some((norm, q_b)) = &self.q.1 {
             q = product(&norm.run(&q)?, q_b)?;
         }
-        let kv = product(h, &self.kv_a)?;
+        let kv = biased(product(h, &self.kv_a)?, self.kv_bias.as_ref())?;
         let mut latent = Buffer::stale(tokens * c);
         for (to, from) in latent.chunks_exact_mut(c).zip(kv.chunks_exact(width)) {
             to.copy_from_slice(&from[..c]);
@@ -156,7 +162,7 @@ impl LatentBlock {
     }
 
     fn finish(&self, x: &[f32], values: &[f32]) -> Result<Vec<f32>> {
-        let mut y = product(values, &self.out)?;
+        let mut y = biased(product(values, &self.out)?, self.out_bias.as_ref())?;
         self.residual.after(&mut y, x)?;
         Ok(y.into_vec())
     }
@@ -191,6 +197,18 @@ impl LatentBlock {
         })??;
         own(y, x.shape())
     }
+}
+
+/// Each row of `y` with the bias added.
+fn biased(mut y: Buffer, bias: Option<&Param>) -> Result<Buffer> {
+    if let Some(bias) = bias {
+        bias.read(|bias| {
+            for row in y.chunks_exact_mut(bias.len().max(1)) {
+                row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            }
+        })?;
+    }
+    Ok(y)
 }
 
 fn one<'a>(
