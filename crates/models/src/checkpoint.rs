@@ -137,6 +137,17 @@ pub struct Opened {
     pub generation: GenerationDefaults,
     /// Tensors that the model does not need, and why they may be there.
     pub unused: Vec<(String, &'static str)>,
+    /// Where its weights are.
+    pub memory: Memory,
+}
+
+/// Bytes of weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Used where they lie in the files: the system reads them when they are needed, and may let go of them.
+    pub mapped: u64,
+    /// Held in memory: what was decoded, or copied into another order.
+    pub held: u64,
 }
 
 /// Opens the model in a folder to run it: matrices are used where they lie in the files, in their own type; what must be in
@@ -153,18 +164,24 @@ pub fn open(folder: &Path, audit: Audit) -> Result<Opened> {
         by_param[part.param].push(part);
     }
     let mut weights = Vec::with_capacity(defs.len());
+    let mut memory = Memory::default();
     for (def, mut parts) in defs.iter().zip(by_param) {
         parts.sort_by_key(|part| part.offset);
         weights.push(match def.stays() {
             true => {
                 let mut matrices = Vec::new();
                 for part in parts {
-                    matrices.extend(source(&found.files, part)?.0.store(&found.files, part)?);
+                    let source = source(&found.files, part)?.0;
+                    let stored = source.store(&found.files, part)?;
+                    let bytes: usize = stored.iter().map(|matrix| matrix.range.len()).sum();
+                    *if source.stays(part) { &mut memory.mapped } else { &mut memory.held } += bytes as u64;
+                    matrices.extend(stored);
                 }
                 Weight::Stored(Stored::new(&def.shape, matrices)?)
             }
             false => {
                 let mut values = vec![0.0; def.len()];
+                memory.held += 4 * def.len() as u64;
                 for part in parts {
                     let into = &mut values[part.offset..][..part.len()];
                     source(&found.files, part)?.0.read(&found.files, part, into)?;
@@ -181,6 +198,7 @@ pub fn open(folder: &Path, audit: Audit) -> Result<Opened> {
         tokenizer,
         generation,
         unused: found.unused,
+        memory,
     })
 }
 

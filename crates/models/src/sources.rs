@@ -88,6 +88,11 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// A part is used where it lies.
+    pub fn stays(&self, part: &Part) -> bool {
+        matches!(self, Source::Numbers(..)) && part.order == Order::Straight
+    }
+
     /// The values, in the order of the parameter.
     pub fn read(&self, files: &Files, part: &Part, into: &mut [f32]) -> Result<()> {
         match self {

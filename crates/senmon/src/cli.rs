@@ -2,6 +2,8 @@
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use senmon_models::audit::Audit;
+use senmon_models::checkpoint::{self, Opened};
 use std::path::PathBuf;
 
 /// Trains, runs and explains Mixture-of-Experts language models on ordinary CPUs.
@@ -139,6 +141,41 @@ pub struct TrainArgs {
     pub common: Common,
 }
 
+/// Which model, and how well it is looked at before it is used.
+#[derive(Clone, Debug, Args)]
+pub struct ModelArgs {
+    /// A folder with a model
+    pub model: PathBuf,
+    /// What is checked: full, every value (else only at the first use of a model); structure, names, shapes and types
+    #[arg(long, value_name = "HOW", value_enum)]
+    pub audit: Option<AuditArg>,
+}
+
+/// `--audit`.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum AuditArg {
+    /// Every value.
+    Full,
+    /// Names, shapes and types.
+    Structure,
+}
+
+impl ModelArgs {
+    /// What is checked where the user says nothing: `otherwise`.
+    pub fn audit_or(&self, otherwise: Audit) -> Audit {
+        match self.audit {
+            None => otherwise,
+            Some(AuditArg::Full) => Audit::Full,
+            Some(AuditArg::Structure) => Audit::Structure,
+        }
+    }
+
+    /// Opens the model to run it.
+    pub fn open(&self) -> senmon_models::Result<Opened> {
+        checkpoint::open(&self.model, self.audit_or(Audit::Once))
+    }
+}
+
 /// `eval`.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
@@ -146,8 +183,9 @@ Examples:
   senmon eval runs/first                      # on the held-out part of the text it was trained on
   senmon eval runs/first --data ~/other-text --domains folder")]
 pub struct EvalArgs {
-    /// A folder with a model
-    pub model: PathBuf,
+    /// The model.
+    #[command(flatten)]
+    pub from: ModelArgs,
     /// Text to evaluate on [default: the held-out part of the run's own]
     #[arg(long, value_name = "PATH", num_args = 1..)]
     pub data: Vec<PathBuf>,
@@ -178,8 +216,9 @@ Examples:
   senmon generate runs/first --prompt \"pub fn \"
   senmon generate runs/first --prompt \"# \" --max-tokens 100 --temperature 0 --stop $'\\n\\n'")]
 pub struct GenerateArgs {
-    /// A folder with a model
-    pub model: PathBuf,
+    /// The model.
+    #[command(flatten)]
+    pub from: ModelArgs,
     /// The text to continue
     #[arg(long, short, value_name = "TEXT", default_value = "")]
     pub prompt: String,
@@ -201,6 +240,9 @@ pub struct GenerateArgs {
     /// End before this text
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
+    /// Experts that each token uses, instead of the model's own number
+    #[arg(long, value_name = "K")]
+    pub experts_per_token: Option<usize>,
     /// Shared flags.
     #[command(flatten)]
     pub common: Common,
@@ -212,8 +254,9 @@ pub struct GenerateArgs {
 Example:
   senmon logits runs/first --tokens 5,17,3 --out logits.safetensors   # tensor `logits` [S, V] f32")]
 pub struct LogitsArgs {
-    /// A folder with a model
-    pub model: PathBuf,
+    /// The model.
+    #[command(flatten)]
+    pub from: ModelArgs,
     /// Token ids, separated by commas
     #[arg(long, value_name = "IDS", value_delimiter = ',', num_args = 1.., required = true)]
     pub tokens: Vec<u32>,
@@ -229,8 +272,9 @@ pub struct LogitsArgs {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Example:\n  senmon inspect runs/first")]
 pub struct InspectArgs {
-    /// A folder with a model
-    pub model: PathBuf,
+    /// The model.
+    #[command(flatten)]
+    pub from: ModelArgs,
     /// Shared flags.
     #[command(flatten)]
     pub common: Common,

@@ -179,3 +179,57 @@ fn logits_are_those_that_generation_goes_by() {
     assert_eq!(printed(command("--out again")), "");
     assert!(std::fs::read(place.path("again")).unwrap() == bytes);
 }
+
+/// A checkpoint that transformers wrote.
+fn golden(place: &Place, name: &str) -> std::path::PathBuf {
+    let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden").join(name);
+    let to = place.path(name);
+    std::fs::create_dir(&to).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(from.join(file), to.join(file)).unwrap();
+    }
+    to
+}
+
+#[test]
+fn every_value_is_looked_at_once_and_again_when_the_file_changes() {
+    let place = Place::new();
+    let model = golden(&place, "mixtral-top2");
+    let logits = |flags: &str| {
+        let out = place.path("logits.safetensors");
+        place.senmon(&format!("logits {} --tokens 1,2 --out {} {flags}", model.display(), out.display()))
+    };
+    let audits = || std::fs::read_dir(place.path("cache/audits")).map_or(0, Iterator::count);
+    done(logits("--audit structure"));
+    assert_eq!(audits(), 0);
+    done(logits(""));
+    done(logits(""));
+    assert_eq!(audits(), 1);
+    // The last value becomes no number.
+    let file = model.join("model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&file, &bytes).unwrap();
+    for flags in ["", "--audit full"] {
+        let output = logits(flags).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("is NaN") && said.contains("model.safetensors"), "{said}");
+    }
+    done(logits("--audit structure"));
+}
+
+#[test]
+fn a_checkpoint_says_what_stays_in_its_files() {
+    let place = Place::new();
+    let inspect = |name: &str| json(place.senmon(&format!("inspect {} --json", golden(&place, name).display())));
+    let plain = inspect("mixtral-top2");
+    // All but norms and routers lie in the file.
+    assert!(number(&plain, "/memory/mapped") > 20.0 * number(&plain, "/memory/held"));
+    // The experts of gpt-oss lie across in the file.
+    let turned = inspect("gpt_oss-sinks-window-yarn");
+    assert!(number(&turned, "/memory/held") > number(&turned, "/memory/mapped") / 2.0);
+    let text = printed(place.senmon(&format!("inspect {} --audit structure", place.path("mixtral-top2").display())));
+    assert!(text.contains("in the files") && !text.contains("finite"), "{text}");
+}

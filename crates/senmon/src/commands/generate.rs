@@ -4,10 +4,11 @@ use super::{print, print_json};
 use crate::cli::GenerateArgs;
 use crate::failure::{Failure, Result};
 use crate::ui::INTERRUPTED;
+use senmon_models::ModelError;
 use senmon_models::decoder::{Decoder, Pass};
 use senmon_models::sampling::Sampling;
+use senmon_models::spec::{FfnSpec, ModelSpec};
 use senmon_models::text::{TextStream, Tokenizer, check_vocab, encode, load_tokenizer};
-use senmon_models::{ModelError, checkpoint};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -92,15 +93,39 @@ pub(super) fn generate(
     Ok(Generated { text, tokens, prompt_tokens, finish, prefill_seconds, decode_seconds })
 }
 
+/// The model with another number of experts for each token.
+fn with_experts_per_token(mut spec: ModelSpec, k: usize) -> Result<ModelSpec> {
+    let mut found = false;
+    for layer in &mut spec.layers {
+        let FfnSpec::Moe(moe) = layer else { continue };
+        found = true;
+        if k == 0 || k > moe.experts {
+            let experts = moe.experts;
+            return Err(Failure::mistake(format!(
+                "--experts-per-token {k} must be from 1 to the model's {experts} experts"
+            )));
+        }
+        moe.top_k = k;
+    }
+    if !found {
+        return Err(Failure::mistake(format!("--experts-per-token {k}: the model has no experts")));
+    }
+    spec.validate()?;
+    Ok(spec)
+}
+
 pub(super) fn run(args: GenerateArgs) -> Result<()> {
-    let loaded = checkpoint::load(&args.model)?;
+    let mut loaded = args.from.open()?;
+    if let Some(k) = args.experts_per_token {
+        loaded.spec = with_experts_per_token(loaded.spec, k)?;
+    }
     let path = loaded.tokenizer.clone().ok_or_else(|| ModelError::File {
-        path: args.model.clone(),
+        path: args.from.model.clone(),
         what: "has no tokenizer.json: text cannot be made of its tokens".into(),
     })?;
     let tokenizer = load_tokenizer(&path)?;
     check_vocab(&tokenizer, &loaded.spec, &path)?;
-    let decoder = Decoder::new(&loaded.spec, loaded.params, false)?;
+    let decoder = Decoder::run(&loaded.spec, loaded.weights)?;
     let sampling =
         Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     crate::ui::catch_interrupts();

@@ -5,10 +5,10 @@ use crate::cli::LogitsArgs;
 use crate::failure::{Failure, Result};
 use safetensors::tensor::{Dtype, TensorView};
 use senmon_models::decoder::{Decoder, Pass};
-use senmon_models::{checkpoint, files};
+use senmon_models::files;
 
 pub(super) fn run(args: LogitsArgs) -> Result<()> {
-    let loaded = checkpoint::load(&args.model)?;
+    let loaded = args.from.open()?;
     if std::fs::metadata(&args.out).is_ok_and(|found| !found.is_file()) {
         return Err(Failure::mistake(format!("{} is no file that can be replaced", args.out.display())));
     }
@@ -21,7 +21,7 @@ pub(super) fn run(args: LogitsArgs) -> Result<()> {
         let n = args.tokens.len();
         return Err(Failure::mistake(format!("{n} tokens are more than the {most} positions of the model")));
     }
-    let decoder = Decoder::new(&loaded.spec, loaded.params, false)?;
+    let decoder = Decoder::run(&loaded.spec, loaded.weights)?;
     let mut cache = decoder.cache(args.tokens.len())?;
     let logits = decoder.logits(&args.tokens, &mut cache, false, &mut Pass::default())?;
     let bytes: Vec<u8> = logits.iter().flat_map(|x| x.to_le_bytes()).collect();
