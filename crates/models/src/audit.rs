@@ -29,10 +29,15 @@ pub enum Audit {
 
 /// Every part is there, with its shape; and no tensor is left over that cannot be explained. Returns the ones that are not
 /// needed, and why they may be there.
-pub(crate) fn structure(
-    spec: &ModelSpec,
+pub(crate) fn structure(spec: &ModelSpec, parts: &[Part], files: &Files) -> Result<Vec<(String, &'static str)>> {
+    structure_of(parts, files, |name| explanation(spec, files, name))
+}
+
+/// [`structure`] of any model, by what explains a tensor that is no part.
+pub(crate) fn structure_of(
     parts: &[Part],
     files: &Files,
+    explanation: impl Fn(&str) -> Option<&'static str>,
 ) -> Result<Vec<(String, &'static str)>> {
     let mut known = HashSet::new();
     for part in parts {
@@ -40,7 +45,7 @@ pub(crate) fn structure(
     }
     let mut unused = Vec::new();
     for name in files.tensors.keys().filter(|name| !known.contains(*name)) {
-        let Some(why) = explanation(spec, files, name) else {
+        let Some(why) = explanation(name) else {
             return Err(files.refuse(name, "is not part of the model that config.json describes".into()));
         };
         unused.push((name.clone(), why));
@@ -73,11 +78,22 @@ pub(crate) fn content(
     files: &Files,
     upcycled: bool,
 ) -> Result<()> {
-    parts.par_iter().try_for_each(|part| finite(files, part))?;
+    finite_all(parts, files)?;
     if spec.tie_embeddings {
         tied(spec, parts, files)?;
     }
-    if upcycled { Ok(()) } else { twins(spec, family, parts, files) }
+    if upcycled {
+        return Ok(());
+    }
+    twins(&param_defs(spec), parts, files, &|def| {
+        let (layer, size) = of_experts(spec, def)?;
+        Some((format!("model.layers.{layer}.{}", family.names.block), size))
+    })
+}
+
+/// The values of all parts are finite.
+pub(crate) fn finite_all(parts: &[Part], files: &Files) -> Result<()> {
+    parts.par_iter().try_for_each(|part| finite(files, part))
 }
 
 /// The values of a part are finite.
@@ -123,13 +139,18 @@ fn tied(spec: &ModelSpec, parts: &[Part], files: &Files) -> Result<()> {
     }
 }
 
-/// No two experts of a layer are the same.
-fn twins(spec: &ModelSpec, family: &Family, parts: &[Part], files: &Files) -> Result<()> {
-    let defs = param_defs(spec);
+/// No two experts of a layer are the same. `of_experts` gives the block of a parameter that holds experts' matrices, and the
+/// elements that one expert has in it.
+pub(crate) fn twins(
+    defs: &[ParamDef],
+    parts: &[Part],
+    files: &Files,
+    of_experts: &dyn Fn(&ParamDef) -> Option<(String, usize)>,
+) -> Result<()> {
     // The bytes of each expert of each layer, in a fixed order of its tensors.
-    let mut experts: BTreeMap<(usize, usize), Vec<&[u8]>> = BTreeMap::new();
+    let mut experts: BTreeMap<(String, usize), Vec<&[u8]>> = BTreeMap::new();
     for part in parts {
-        let Some((layer, size)) = of_experts(spec, &defs[part.param]) else { continue };
+        let Some((layer, size)) = of_experts(&defs[part.param]) else { continue };
         let count = part.len() / size.max(1);
         for entry in source(files, part)?.0.entries() {
             let bytes = files.bytes(entry);
@@ -137,17 +158,17 @@ fn twins(spec: &ModelSpec, family: &Family, parts: &[Part], files: &Files) -> Re
             let (first, count) =
                 if count == 0 { (part.offset / size, 1) } else { (part.offset / size.max(1), count) };
             for (n, bytes) in bytes.chunks(bytes.len().div_ceil(count).max(1)).enumerate() {
-                experts.entry((layer, first + n)).or_default().push(bytes);
+                experts.entry((layer.clone(), first + n)).or_default().push(bytes);
             }
         }
     }
-    let mut by_start: HashMap<(usize, &[u8]), Vec<usize>> = HashMap::new();
+    let mut by_start: HashMap<(&str, &[u8]), Vec<usize>> = HashMap::new();
     for ((layer, expert), bytes) in &experts {
         // Equal experts begin with equal bytes: only those are compared whole.
         let start = bytes.first().map_or(&[][..], |bytes| &bytes[..bytes.len().min(32)]);
-        let same_start = by_start.entry((*layer, start)).or_default();
-        if let Some(twin) = same_start.iter().find(|other| experts[&(*layer, **other)] == *bytes) {
-            let tensor = format!("model.layers.{layer}.{}.experts.{expert}", family.names.block);
+        let same_start = by_start.entry((layer.as_str(), start)).or_default();
+        if let Some(twin) = same_start.iter().find(|other| experts[&(layer.clone(), **other)] == *bytes) {
+            let tensor = format!("{layer}.experts.{expert}");
             let what = format!("is the same as expert {twin}: the checkpoint was converted wrongly");
             let path = parts.first().map_or_else(PathBuf::new, |part| files.path_of(&part.tensor));
             return Err(crate::ModelError::Tensor { path, tensor, what });

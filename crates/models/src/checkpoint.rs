@@ -96,7 +96,7 @@ impl Found {
 }
 
 /// Its `tokenizer.json`, if a folder has one.
-fn tokenizer(folder: &Path) -> Result<Option<PathBuf>> {
+pub(crate) fn tokenizer(folder: &Path) -> Result<Option<PathBuf>> {
     let tokenizer = folder.join("tokenizer.json");
     Ok(is_file(&tokenizer)?.then_some(tokenizer))
 }

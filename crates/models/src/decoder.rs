@@ -432,6 +432,7 @@ impl Decoder {
                     seed: pass.seed,
                     step: pass.step,
                     layer: l,
+                    sequences: 0,
                     mask: None,
                     forced: pass.forced.and_then(|forced| forced.get(&l)).map(Vec::as_slice),
                     observer: match &mut pass.observer {
@@ -470,6 +471,7 @@ fn moe_config(hidden: usize, moe: &MoeSpec) -> MoeConfig {
         shared_gate: moe.shared_gate,
         router_bias: moe.router_bias,
         expert_bias: moe.expert.bias,
+        sequence_capacity: None,
         router: moe.router.clone(),
     }
 }

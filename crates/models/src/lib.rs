@@ -18,6 +18,7 @@ pub mod params;
 pub mod rope;
 pub mod sampling;
 mod save;
+pub mod seq2seq;
 mod sources;
 pub mod spec;
 mod tensor_files;

@@ -38,6 +38,8 @@ pub struct MoeConfig {
     pub router_bias: bool,
     /// Experts have biases, \[E, P\] and \[E, H\] (gpt-oss): such a layer runs, it does not train.
     pub expert_bias: bool,
+    /// Tokens of a sequence that an expert takes, the first ones; those beyond get nothing from it (transformers' Switch).
+    pub sequence_capacity: Option<usize>,
     /// How tokens choose.
     pub router: RouterConfig,
 }
@@ -56,6 +58,7 @@ impl MoeConfig {
             shared_gate: false,
             router_bias: false,
             expert_bias: false,
+            sequence_capacity: None,
             router: RouterConfig::default(),
         }
     }
@@ -146,6 +149,8 @@ pub struct Ctx<'a> {
     pub step: u64,
     /// Which layer this is, for the random numbers and the observer.
     pub layer: usize,
+    /// Sequences of equal length that the tokens are, one after another; 0 is 1.
+    pub sequences: usize,
     /// 1 for tokens that count, 0 for padding: \[T\]. Padding is sent nowhere and counted nowhere.
     pub mask: Option<&'a [bool]>,
     /// The experts of an earlier pass, \[T, K\], to be used again.
@@ -362,6 +367,13 @@ impl MoeLayer {
             }
             _ => None,
         };
+        let mut dropped = 0;
+        if let Some(capacity) = self.config.sequence_capacity {
+            let slots = tokens.div_ceil(ctx.sequences.max(1)).max(1) * k;
+            for sequence in choice.experts.chunks_mut(slots) {
+                dropped += drop_beyond(sequence, e, capacity);
+            }
+        }
         let counted = match &mask {
             None => tokens as f64,
             Some(mask) => mask.sum_all()?.to_scalar::<f32>()?.max(1.0) as f64,
@@ -395,7 +407,7 @@ impl MoeLayer {
             mean_scores,
             z,
             entropy,
-            dropped: 0,
+            dropped,
             logits,
         };
         Ok((routing, Arc::new(dispatch)))
@@ -414,6 +426,21 @@ fn blank(experts: &mut [u32], mask: &[bool], top_k: usize) {
             slots.fill(EMPTY);
         }
     }
+}
+
+/// Empties the slots beyond the first `capacity` of each expert, and says how many.
+fn drop_beyond(experts: &mut [u32], count: usize, capacity: usize) -> usize {
+    let (mut taken, mut dropped) = (vec![0; count], 0);
+    for slot in experts.iter_mut() {
+        let Some(taken) = taken.get_mut(*slot as usize) else { continue };
+        if *taken == capacity {
+            *slot = EMPTY;
+            dropped += 1;
+        } else {
+            *taken += 1;
+        }
+    }
+    dropped
 }
 
 /// Slots of each expert.

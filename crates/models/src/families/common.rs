@@ -145,14 +145,10 @@ impl Json {
     /// The non-linearity.
     pub fn activation(&self) -> Result<Activation> {
         let name = self.text("hidden_act")?.unwrap_or("silu");
-        ACTIVATIONS
-            .iter()
-            .find(|(_, names)| names.contains(&name))
-            .map(|(activation, _)| *activation)
-            .ok_or_else(|| {
-                let known: Vec<_> = ACTIVATIONS.iter().map(|(_, names)| names[0]).collect();
-                self.error(format!("hidden_act = \"{name}\" is not known; {} are", known.join(", ")))
-            })
+        activation_named(name).ok_or_else(|| {
+            let known: Vec<_> = ACTIVATIONS.iter().map(|(_, names)| names[0]).collect();
+            self.error(format!("hidden_act = \"{name}\" is not known; {} are", known.join(", ")))
+        })
     }
 
     /// A gated MLP of the width that a key says.
@@ -374,6 +370,11 @@ const ACTIVATIONS: &[(Activation, &[&str])] = &[
     (Activation::Relu2, &["relu2"]),
     (Activation::GeluTanh, &["gelu_new", "gelu_pytorch_tanh", "gelu_fast"]),
 ];
+
+/// The activation that transformers calls so.
+pub fn activation_named(name: &str) -> Option<Activation> {
+    ACTIVATIONS.iter().find(|(_, names)| names.contains(&name)).map(|(activation, _)| *activation)
+}
 
 /// The name of an activation in `hidden_act`.
 fn hidden_act(activation: Activation) -> &'static str {

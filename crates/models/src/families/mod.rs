@@ -25,7 +25,7 @@ mod senmon;
 use crate::error::{ModelError, Result};
 use crate::names::{Names, PLAIN};
 use crate::spec::ModelSpec;
-pub use common::Json;
+pub use common::{Json, activation_named};
 use serde_json::Value;
 
 /// A layout.
