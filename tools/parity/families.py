@@ -139,16 +139,17 @@ CASES = {
         "num_key_value_heads": z["heads"], "head_dim": z["head_dim"], "tie_word_embeddings": True, **_yarn()},
     "qwen2_moe-window-normalised-tied": lambda z: {
         "rms_norm_eps": 0.03, "moe_intermediate_size": z["narrow"], "intermediate_size": z["wide"],
-        "shared_expert_intermediate_size": 10,
-        "num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": True, "num_key_value_heads": z["kv"],
-        "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1, "tie_word_embeddings": True},
+        "shared_expert_intermediate_size": 6,
+        "num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True, "num_key_value_heads": z["kv"],
+        "use_sliding_window": True, "sliding_window": 7, "num_hidden_layers": 3, "max_window_layers": 2,
+        "tie_word_embeddings": True},
     "qwen2_moe-raw-top1-step-yarn": lambda z: {
         "moe_intermediate_size": z["narrow"], "intermediate_size": z["wide"], "shared_expert_intermediate_size": 6,
-        "num_experts": 6, "num_experts_per_tok": 1, "norm_topk_prob": False, "num_key_value_heads": 1,
+        "num_experts": 4, "num_experts_per_tok": 1, "norm_topk_prob": False, "num_key_value_heads": 1,
         "decoder_sparse_step": 2, "head_dim": z["head_dim"], **_yarn(attention_factor=1.3)},
     "qwen2_moe-no-bias-dense-last": lambda z: {
         "moe_intermediate_size": z["narrow"], "intermediate_size": z["wide"], "shared_expert_intermediate_size": 10,
-        "num_experts": 5, "num_experts_per_tok": 3, "norm_topk_prob": False, "num_key_value_heads": 1,
+        "num_experts": 4, "num_experts_per_tok": 3, "norm_topk_prob": False, "num_key_value_heads": 1,
         "mlp_only_layers": [1], "qkv_bias": False},
     "deepseek_v2-greedy-yarn-mlp-bias": lambda z: {
         **_latent(z), "q_lora_rank": None, "n_routed_experts": 6, "num_experts_per_tok": 3, "n_shared_experts": 2,
@@ -214,7 +215,7 @@ CASES = {
         "rms_norm_eps": 0.03, "moe_intermediate_size": z["narrow"], "intermediate_size": z["wide"],
         "moe_num_experts": 6, "moe_k": 2,
         "moe_num_shared_experts": 2, "moe_layer_start_index": 0, "moe_layer_interval": 2, "use_bias": True,
-        "num_key_value_heads": z["kv"]},
+        "num_key_value_heads": z["kv"], **_rope(100.0)},
     "ernie4_5_moe-untied-norm-min-end": lambda z: {
         "moe_intermediate_size": z["narrow"], "intermediate_size": z["wide"], "moe_num_experts": 6, "moe_k": 3,
         "moe_num_shared_experts": 0, "moe_layer_start_index": 0, "moe_layer_end_index": z["layers"] - 2,
@@ -239,7 +240,7 @@ CASES = {
     "minimax_m2-rotary-dim": lambda z: {
         "rms_norm_eps": 0.03, "intermediate_size": z["narrow"], "num_local_experts": 6, "num_experts_per_tok": 2,
         "num_key_value_heads": z["kv"],
-        "head_dim": 12, "rotary_dim": 8},
+        "head_dim": 12, "rotary_dim": 8, **_rope(100.0)},
     "minimax_m2-linear-half-tied": lambda z: {
         "intermediate_size": z["narrow"], "num_local_experts": 6, "num_experts_per_tok": 4, "num_key_value_heads": 1,
         "head_dim": 8, "tie_word_embeddings": True, **_scaled("linear", 1000.0, factor=2.0, partial_rotary_factor=0.5)},
@@ -261,7 +262,7 @@ CASES = {
 PUBLISHED_KEYS = {
     "mistral-longrope-tied", "qwen2_moe-window-normalised-tied", "deepseek_v3-groups-yarn", "gpt_oss-sinks-window-yarn",
     "granitemoe-multipliers-dynamic", "phimoe-longrope-within-head-dim", "glm4_moe-qk-norm-groups-bias",
-    "hunyuan_v1_moe-alpha-topk-by-layer", "minimax_m2-rotary-dim",
+    "hunyuan_v1_moe-alpha-topk-by-layer", "minimax_m2-rotary-dim", "t5-gated-head",
 }
 
 
@@ -301,7 +302,7 @@ def build(cfg, seed, std=0.2):
 
 
 # The last part of a parameter's or buffer's path -> its standard deviation, where it is not as in `randomize`:
-# a sink weighs against whole scores, Ernie's correction against probabilities; T5 neither scales its scores nor its embedding.
+# a sink weighs against whole scores, Ernie's correction against probabilities; T5 scales neither its scores nor its embedding.
 DEVIATIONS = {
     "sinks": 1.0, "moe_statics.e_score_correction_bias": 0.1, "relative_attention_bias.weight": 0.5, "shared.weight": 1.0}
 
@@ -402,8 +403,12 @@ def _sparse_mixer_gap(logits, noise):
     return smallest
 
 
-def margins(model, routing):
-    """The smallest gap by which any token's selection, and the order of its picks, was decided."""
+def margins(model, routing, large=False):
+    """The smallest gap by which any token's selection, and the order of its picks, was decided.
+
+    Where probabilities decide, it is their gap; in a `large` model most are so near 0 that a tenth of the logits' gap says
+    better what rounding may turn around.
+    """
     pick, order = float("inf"), float("inf")
     kind, cfg = model.config.model_type, model.config
     for layer, module in routers(model):
@@ -417,6 +422,8 @@ def margins(model, routing):
             choice = logits.sigmoid() + model.model.layers[layer].mlp.e_score_correction_bias
         elif kind == "ernie4_5_moe":
             choice = logits.softmax(-1) + module.moe_statics.e_score_correction_bias
+        elif large and not (kind == "deepseek_v2" and module.topk_method != "greedy"):
+            choice = logits / 10
         else:
             choice = logits.softmax(-1)
         if kind == "deepseek_v2" and module.topk_method != "greedy":

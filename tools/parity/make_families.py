@@ -124,20 +124,21 @@ def attempt(case, cfg, seed):
 def published_keys(folder):
     """Rewrites config.json as published checkpoints have it, which are older than transformers 5.
 
-    `rope_theta` and `rope_scaling` (its kind is `type`) for `rope_parameters`, a part of the head as a key of its own, the windows by
-    rule rather than by layer, `torch_dtype` for `dtype`.
+    `rope_theta` and `rope_scaling` (its kind is `type`) for `rope_parameters`, a part of the head as a key of its own, the
+    windows by rule rather than by layer, `torch_dtype` for `dtype`; whether T5 scales goes by whether it is tied.
     """
     path = folder / "config.json"
     config = json.loads(path.read_text())
-    rope = config.pop("rope_parameters")
-    config["rope_theta"] = rope.pop("rope_theta")
-    part = rope.pop("partial_rotary_factor", None)
-    if part is not None and "rotary_dim" not in config:
-        config["partial_rotary_factor"] = part
-    kind = rope.pop("rope_type")
-    rope.pop("type", None)
-    config["rope_scaling"] = None if kind == "default" else {"type": kind, **rope}
+    if rope := config.pop("rope_parameters", None):
+        config["rope_theta"] = rope.pop("rope_theta")
+        part = rope.pop("partial_rotary_factor", None)
+        if part is not None and "rotary_dim" not in config:
+            config["partial_rotary_factor"] = part
+        kind = rope.pop("rope_type")
+        rope.pop("type", None)
+        config["rope_scaling"] = None if kind == "default" else {"type": kind, **rope}
     config.pop("layer_types", None)
+    config.pop("scale_decoder_outputs", None)
     config["torch_dtype"] = config.pop("dtype")
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
