@@ -29,7 +29,11 @@ pub enum Audit {
 
 /// Every part is there, with its shape; and no tensor is left over that cannot be explained. Returns the ones that are not
 /// needed, and why they may be there.
-pub(crate) fn structure(spec: &ModelSpec, parts: &[Part], files: &Files) -> Result<Vec<(String, &'static str)>> {
+pub(crate) fn structure(
+    spec: &ModelSpec,
+    parts: &[Part],
+    files: &Files,
+) -> Result<Vec<(String, &'static str)>> {
     structure_of(parts, files, |name| explanation(spec, files, name))
 }
 

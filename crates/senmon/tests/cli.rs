@@ -223,13 +223,15 @@ fn every_value_is_looked_at_once_and_again_when_the_file_changes() {
 #[test]
 fn a_checkpoint_says_what_stays_in_its_files() {
     let place = Place::new();
-    let inspect = |name: &str| json(place.senmon(&format!("inspect {} --json", golden(&place, name).display())));
+    let inspect =
+        |name: &str| json(place.senmon(&format!("inspect {} --json", golden(&place, name).display())));
     let plain = inspect("mixtral-top2");
     // All but norms and routers lie in the file.
     assert!(number(&plain, "/memory/mapped") > 20.0 * number(&plain, "/memory/held"));
     // The experts of gpt-oss lie across in the file.
     let turned = inspect("gpt_oss-sinks-window-yarn");
     assert!(number(&turned, "/memory/held") > number(&turned, "/memory/mapped") / 2.0);
-    let text = printed(place.senmon(&format!("inspect {} --audit structure", place.path("mixtral-top2").display())));
+    let text =
+        printed(place.senmon(&format!("inspect {} --audit structure", place.path("mixtral-top2").display())));
     assert!(text.contains("in the files") && !text.contains("finite"), "{text}");
 }

@@ -35,6 +35,8 @@ pub struct Seq2SeqSpec {
     pub router_bias: bool,
     /// The head is a tensor of its own.
     pub own_head: bool,
+    /// Encoder and decoder have embeddings of their own.
+    pub own_tables: [bool; 2],
     /// The last layer's output is divided by sqrt(H) before the head.
     pub scale_output: bool,
     /// The token that a decoded text begins with.
@@ -71,14 +73,17 @@ pub(super) fn read(json: &Json) -> Result<Seq2SeqSpec> {
             let name = json.text("feed_forward_proj")?.unwrap_or("relu");
             let last = name.rsplit('-').next().unwrap_or(name);
             let act = if name == "gated-gelu" { "gelu_new" } else { last };
-            (act.to_owned(), name.starts_with("gated-"))
+            // What the file says of either goes before the name of both.
+            let act = json.text("dense_act_fn")?.unwrap_or(act);
+            (act.to_owned(), json.bool_or("is_gated_act", name.starts_with("gated-"))?)
         }
     };
     let activation = crate::families::activation_named(&act)
         .ok_or_else(|| json.error(format!("the activation \"{act}\" is not known")))?;
-    let stack = |layers: usize, key: &str| -> Result<StackSpec> {
-        let sparse = if switch { json.maybe_usize(key)?.unwrap_or(3) } else { 0 };
-        let step = layers.checked_div(sparse).unwrap_or(layers);
+    let stack = |layers: usize, name: &str| -> Result<StackSpec> {
+        let sparse = json.maybe_usize(&format!("num_sparse_{name}_layers"))?.unwrap_or(3);
+        let step = json.maybe_usize(&format!("{name}_sparse_step"))?;
+        let step = step.unwrap_or_else(|| layers.checked_div(sparse).unwrap_or(layers));
         let is_sparse = |l: usize| switch && step > 0 && (step == 1 || l % step == 1);
         Ok(StackSpec { sparse: (0..layers).map(is_sparse).collect() })
     };
@@ -119,12 +124,13 @@ pub(super) fn read(json: &Json) -> Result<Seq2SeqSpec> {
         max_distance,
         norm_eps,
         mlp,
-        encoder: stack(layers, "num_sparse_encoder_layers")?,
-        decoder: stack(decoder_layers, "num_sparse_decoder_layers")?,
+        encoder: stack(layers, "encoder")?,
+        decoder: stack(decoder_layers, "decoder")?,
         experts,
         capacity: if switch { size("expert_capacity", 64)? } else { 0 },
         router_bias: switch && json.bool_or("router_bias", false)?,
         own_head: !tied,
+        own_tables: [false; 2],
         scale_output: scaled,
         start,
         tokens: SpecialTokens { bos: None, eos: json.tokens("eos_token_id")?, pad },

@@ -47,13 +47,16 @@ pub fn open(folder: &Path, audit: Audit) -> Result<Opened> {
     let json = Json::new(&path, read_json(&path)?)?;
     let files = Files::open(folder)?;
     let mut spec = config::read(&json)?;
-    // A head of its own goes before a tied one, as in transformers.
-    spec.own_head = parts::has_own_head(&spec, &files)?;
+    // A head, or embeddings, of their own go before the shared ones, as in transformers.
+    spec.own_head |= parts::has_own(&spec, &files, "lm_head.weight")?;
+    spec.own_tables = [
+        parts::has_own(&spec, &files, "encoder.embed_tokens.weight")?,
+        parts::has_own(&spec, &files, "decoder.embed_tokens.weight")?,
+    ];
     let (defs, parts) = parts::all(&spec);
     audit::structure_of(&parts, &files, |name| parts::explanation(&spec, name))?;
     if audit == Audit::Full || audit == Audit::Once && !audit::passed(&files) {
         audit::finite_all(&parts, &files)?;
-        parts::copies(&spec, &files)?;
         audit::twins(&defs, &parts, &files, &parts::of_experts)?;
         audit::remember(&files);
     }

@@ -17,7 +17,6 @@ use senmon_moe::{Ctx, MoeConfig, MoeLayer, Param, RouterConfig, RoutingObserver}
 #[derive(Debug)]
 pub struct Seq2Seq {
     spec: Seq2SeqSpec,
-    shared: Param,
     head: Param,
     encoder: Stack,
     decoder: Stack,
@@ -25,6 +24,8 @@ pub struct Seq2Seq {
 
 #[derive(Debug)]
 struct Stack {
+    /// \[V, H\].
+    embed: Param,
     /// \[buckets, heads\].
     bias: Param,
     layers: Vec<Layer>,
@@ -84,11 +85,10 @@ pub type Observer<'a> = Option<&'a mut dyn RoutingObserver>;
 
 impl Seq2Seq {
     pub(super) fn new(spec: Seq2SeqSpec, params: &Params) -> Result<Self> {
-        let shared = params.get("shared")?;
-        let head = if spec.own_head { params.get("head")? } else { shared.clone() };
+        let head = params.get(if spec.own_head { "head" } else { "shared" })?;
         let encoder = Stack::new(&spec, "encoder", &spec.encoder, params)?;
         let decoder = Stack::new(&spec, "decoder", &spec.decoder, params)?;
-        Ok(Self { spec, shared, head, encoder, decoder })
+        Ok(Self { spec, head, encoder, decoder })
     }
 
     /// What the model is made of.
@@ -111,7 +111,7 @@ impl Seq2Seq {
     /// Encodes `tokens` \[S\].
     pub fn encode(&self, tokens: &[u32], mut observer: Observer) -> Result<Encoded> {
         self.known(tokens)?;
-        let mut x = ops::embed(&self.shared, &tokens.into())?;
+        let mut x = ops::embed(&self.encoder.embed, &tokens.into())?;
         for (l, layer) in self.encoder.layers.iter().enumerate() {
             x = self.attend(&self.encoder, &layer.own, &x, None)?;
             x = layer.ffn(&x, l, &mut observer)?;
@@ -140,7 +140,7 @@ impl Seq2Seq {
         mut observer: Observer,
     ) -> Result<Vec<f32>> {
         self.known(tokens)?;
-        let mut x = ops::embed(&self.shared, &tokens.into())?;
+        let mut x = ops::embed(&self.decoder.embed, &tokens.into())?;
         let past = cache.len;
         for (l, layer) in self.decoder.layers.iter().enumerate() {
             x = self.attend(&self.decoder, &layer.own, &x, Some((&mut cache.layers[l], past)))?;
@@ -267,7 +267,11 @@ impl Stack {
             made.push(Layer { own: attention(&name("self"))?, cross, norm: norm(&name("ffn.norm"))?, ffn });
         }
         let bias = params.get(&format!("{stack}.bias"))?;
-        Ok(Self { bias, layers: made, norm: norm(&format!("{stack}.norm"))? })
+        let embed = match params.maybe(&format!("{stack}.embed")) {
+            Some(own) => own,
+            None => params.get("shared")?,
+        };
+        Ok(Self { embed, bias, layers: made, norm: norm(&format!("{stack}.norm"))? })
     }
 }
 

@@ -26,7 +26,12 @@ pub(super) fn all(spec: &Seq2SeqSpec) -> (Vec<ParamDef>, Vec<Part>) {
     let (i, p, weight) = (spec.mlp.intermediate, spec.mlp.pre(), ParamKind::Weight);
     let one = |tensor: &str, shape: &[usize]| vec![(tensor.to_owned(), shape.to_vec())];
     param("shared".into(), &[spec.vocab, h], weight, one("shared.weight", &[spec.vocab, h]));
-    for (stack, layers) in [("encoder", &spec.encoder), ("decoder", &spec.decoder)] {
+    let stacks = [("encoder", &spec.encoder), ("decoder", &spec.decoder)];
+    for ((stack, layers), own_table) in stacks.into_iter().zip(spec.own_tables) {
+        if own_table {
+            let (shape, tensor) = ([spec.vocab, h], format!("{stack}.embed_tokens.weight"));
+            param(format!("{stack}.embed"), &shape, weight, one(&tensor, &shape));
+        }
         let table = format!("{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight");
         let shape = [spec.buckets, spec.heads];
         param(format!("{stack}.bias"), &shape, ParamKind::Bias, one(&table, &shape));
@@ -92,26 +97,14 @@ pub(super) fn all(spec: &Seq2SeqSpec) -> (Vec<ParamDef>, Vec<Part>) {
 /// Why a tensor that is no part may be there.
 pub(super) fn explanation(spec: &Seq2SeqSpec, name: &str) -> Option<&'static str> {
     match name {
-        "encoder.embed_tokens.weight" | "decoder.embed_tokens.weight" => Some("the embedding, again"),
+        "encoder.embed_tokens.weight" if !spec.own_tables[0] => Some("the embedding, again"),
+        "decoder.embed_tokens.weight" if !spec.own_tables[1] => Some("the embedding, again"),
         "lm_head.weight" if !spec.own_head => Some("the head, which is the embedding"),
         "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight" => {
             Some("a bias that attention to the encoder does not have")
         }
         _ => None,
     }
-}
-
-/// Tensors that say the embedding again are the embedding.
-pub(super) fn copies(spec: &Seq2SeqSpec, files: &Files) -> Result<()> {
-    let size = spec.vocab * spec.hidden;
-    for name in ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"] {
-        if let Some(entry) = files.tensors.get(name)
-            && (entry.shape != [spec.vocab, spec.hidden] || !same(files, name, size)?)
-        {
-            return Err(files.refuse(name, "is not shared.weight, which the model uses for it".into()));
-        }
-    }
-    Ok(())
 }
 
 fn same(files: &Files, name: &str, size: usize) -> Result<bool> {
@@ -121,12 +114,11 @@ fn same(files: &Files, name: &str, size: usize) -> Result<bool> {
     Ok(other == shared)
 }
 
-/// The model has a head of its own: the configuration says so, or the file has one that is not the embedding.
-pub(super) fn has_own_head(spec: &Seq2SeqSpec, files: &Files) -> Result<bool> {
+/// The model has a tensor of its own for what may be the shared embedding: the file has one, and it is another.
+pub(super) fn has_own(spec: &Seq2SeqSpec, files: &Files, name: &str) -> Result<bool> {
     let shape = [spec.vocab, spec.hidden];
     let is = |name: &str| files.tensors.get(name).is_some_and(|entry| entry.shape == shape);
-    let both = is("lm_head.weight") && is("shared.weight");
-    Ok(spec.own_head || both && !same(files, "lm_head.weight", spec.vocab * spec.hidden)?)
+    Ok(is(name) && is("shared.weight") && !same(files, name, spec.vocab * spec.hidden)?)
 }
 
 /// The layer of a parameter that holds experts' matrices, in words, and the elements that one expert has in it.
