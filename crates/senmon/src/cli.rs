@@ -240,6 +240,9 @@ pub struct GenerateArgs {
     /// End before this text
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
+    /// Token ids that the decoder of an encoder-decoder begins with [default: the one that its texts begin with]
+    #[arg(long, value_name = "IDS", value_delimiter = ',', num_args = 1..)]
+    pub decoder_tokens: Vec<u32>,
     /// Experts that each token uses, instead of the model's own number
     #[arg(long, value_name = "K")]
     pub experts_per_token: Option<usize>,
@@ -260,6 +263,9 @@ pub struct LogitsArgs {
     /// Token ids, separated by commas
     #[arg(long, value_name = "IDS", value_delimiter = ',', num_args = 1.., required = true)]
     pub tokens: Vec<u32>,
+    /// Token ids of the decoder of an encoder-decoder [default: the one that its texts begin with]
+    #[arg(long, value_name = "IDS", value_delimiter = ',', num_args = 1..)]
+    pub decoder_tokens: Vec<u32>,
     /// The file to write
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,

@@ -235,3 +235,44 @@ fn a_checkpoint_says_what_stays_in_its_files() {
         printed(place.senmon(&format!("inspect {} --audit structure", place.path("mixtral-top2").display())));
     assert!(text.contains("in the files") && !text.contains("finite"), "{text}");
 }
+
+#[test]
+fn an_encoder_decoder_has_tokens_of_its_decoder() {
+    let place = Place::new();
+    let model = golden(&place, "switch_transformers-within-capacity");
+    let run = |flags: &str| {
+        let out = place.path("logits.safetensors");
+        let mut command =
+            place.senmon(&format!("logits {} --tokens 5,6,7 --out {}", model.display(), out.display()));
+        command.args(flags.split_whitespace()).arg("--json");
+        command
+    };
+    assert_eq!(json(run(""))["shape"], serde_json::json!([1, 64]));
+    assert_eq!(json(run("--decoder-tokens 0,3,4"))["shape"], serde_json::json!([3, 64]));
+    let fails = |mut command: Command, part: &str| {
+        let output = command.output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && said.contains(part), "{said}");
+    };
+    fails(run("--decoder-tokens 64"), "64");
+    fails(place.senmon(&format!("inspect {}", model.display())), "encoder-decoder");
+    let plain = golden(&place, "mixtral-top2");
+    let out = place.path("l.safetensors");
+    let wrong = format!("logits {} --tokens 1 --decoder-tokens 1 --out {}", plain.display(), out.display());
+    fails(place.senmon(&wrong), "--decoder-tokens");
+}
+
+#[test]
+fn another_number_of_experts_is_one_that_the_model_has() {
+    let place = Place::new();
+    done(place.train("--data text --out run"));
+    let run = |k: usize| {
+        place.senmon(&format!("generate run --prompt fn -n 4 --temperature 0 --json --experts-per-token {k}"))
+    };
+    assert_eq!(json(run(1))["tokens"].as_array().map(Vec::len), Some(4));
+    for k in [0, 99] {
+        let output = run(k).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && said.contains("--experts-per-token"), "{said}");
+    }
+}

@@ -4,11 +4,13 @@ use super::{print, print_json};
 use crate::cli::GenerateArgs;
 use crate::failure::{Failure, Result};
 use crate::ui::INTERRUPTED;
-use senmon_models::ModelError;
+use senmon_models::audit::Audit;
 use senmon_models::decoder::{Decoder, Pass};
 use senmon_models::sampling::Sampling;
 use senmon_models::spec::{FfnSpec, ModelSpec};
 use senmon_models::text::{TextStream, Tokenizer, check_vocab, encode, load_tokenizer};
+use senmon_models::{ModelError, seq2seq};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -52,13 +54,39 @@ pub(super) fn generate(
     show(prompt)?;
     let context = prompt_tokens.len().saturating_add(max_tokens).min(spec.max_positions);
     let mut cache = decoder.cache(context)?;
+    let room = spec.max_positions - prompt_tokens.len();
+    let limits = Limits { max_tokens, room, eos: &spec.tokens.eos, stops };
+    go_on(tokenizer, &prompt_tokens, &limits, sampling, show, &mut |tokens| {
+        Ok(decoder.logits(tokens, &mut cache, true, &mut Pass::default())?)
+    })
+}
+
+/// When a text ends.
+struct Limits<'a> {
+    max_tokens: usize,
+    /// Tokens that the context has room for.
+    room: usize,
+    eos: &'a [u32],
+    stops: &'a [String],
+}
+
+/// Goes on after `first`, token by token; `step` gives the logits of the last of the tokens it is given, which follow those of
+/// before.
+fn go_on(
+    tokenizer: &Tokenizer,
+    first: &[u32],
+    limits: &Limits,
+    sampling: &Sampling,
+    show: &mut dyn FnMut(&str) -> Result<()>,
+    step: &mut dyn FnMut(&[u32]) -> Result<Vec<f32>>,
+) -> Result<Generated> {
     let started = Instant::now();
-    let mut logits = decoder.logits(&prompt_tokens, &mut cache, true, &mut Pass::default())?;
+    let mut logits = step(first)?;
     let prefill_seconds = started.elapsed().as_secs_f64();
     let started = Instant::now();
-    let mut stream = TextStream::new(tokenizer, stops);
+    let mut stream = TextStream::new(tokenizer, limits.stops);
     let (mut text, mut tokens, mut finish) = (String::new(), Vec::new(), "length");
-    while tokens.len() < max_tokens {
+    while tokens.len() < limits.max_tokens {
         if INTERRUPTED.load(Ordering::Relaxed) {
             finish = INTERRUPTED_FINISH;
             break;
@@ -66,7 +94,7 @@ pub(super) fn generate(
         let Some(token) = sampling.pick(&logits, tokens.len() as u64) else {
             return Err(Failure::other("the model's logits are not numbers"));
         };
-        if spec.tokens.eos.contains(&token) {
+        if limits.eos.contains(&token) {
             finish = "end of text";
             break;
         }
@@ -78,19 +106,79 @@ pub(super) fn generate(
             finish = "stop";
             break;
         }
-        if cache.len() >= spec.max_positions {
+        if tokens.len() > limits.room {
             finish = "context full";
             break;
         }
-        if tokens.len() < max_tokens {
-            logits = decoder.logits(&[token], &mut cache, true, &mut Pass::default())?;
+        if tokens.len() < limits.max_tokens {
+            logits = step(&[token])?;
         }
     }
     let rest = stream.finish()?;
     show(&rest)?;
     text.push_str(&rest);
-    let (prompt_tokens, decode_seconds) = (prompt_tokens.len(), started.elapsed().as_secs_f64());
-    Ok(Generated { text, tokens, prompt_tokens, finish, prefill_seconds, decode_seconds })
+    let decode_seconds = started.elapsed().as_secs_f64();
+    Ok(Generated { text, tokens, prompt_tokens: first.len(), finish, prefill_seconds, decode_seconds })
+}
+
+/// A text of an encoder-decoder for the prompt.
+fn of_encoder_decoder(args: &GenerateArgs, show: &mut dyn FnMut(&str) -> Result<()>) -> Result<Generated> {
+    if args.experts_per_token.is_some() {
+        return Err(Failure::mistake(
+            "--experts-per-token: an encoder-decoder has one expert for each token",
+        ));
+    }
+    let sampling = sampling(args);
+    sampling.validate()?;
+    let opened = seq2seq::open(&args.from.model, args.from.audit_or(Audit::Once))?;
+    let tokenizer = load_tokenizer(&tokenizer_of(args, opened.tokenizer)?)?;
+    let (model, spec) = (&opened.model, opened.model.spec());
+    let mut prompt = encode(&tokenizer, &args.prompt)?;
+    // What is encoded ends.
+    if let Some(eos) = spec.tokens.eos.first().filter(|eos| prompt.last() != Some(eos)) {
+        prompt.push(*eos);
+    }
+    let start = [spec.start];
+    let first = if args.decoder_tokens.is_empty() { &start[..] } else { &args.decoder_tokens };
+    let (encoded, mut cache) = (model.encode(&prompt, None)?, model.cache());
+    let limits =
+        Limits { max_tokens: args.max_tokens, room: usize::MAX, eos: &spec.tokens.eos, stops: &args.stop };
+    go_on(&tokenizer, first, &limits, &sampling, show, &mut |tokens| {
+        Ok(model.logits(tokens, &encoded, &mut cache, true, None)?)
+    })
+}
+
+fn sampling(args: &GenerateArgs) -> Sampling {
+    Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed }
+}
+
+fn tokenizer_of(args: &GenerateArgs, found: Option<PathBuf>) -> Result<PathBuf> {
+    Ok(found.ok_or_else(|| ModelError::File {
+        path: args.from.model.clone(),
+        what: "has no tokenizer.json: text cannot be made of its tokens".into(),
+    })?)
+}
+
+/// A text of a decoder after the prompt.
+fn of_decoder(args: &GenerateArgs, show: &mut dyn FnMut(&str) -> Result<()>) -> Result<Generated> {
+    if !args.decoder_tokens.is_empty() {
+        return Err(Failure::mistake("--decoder-tokens is for encoder-decoders; the model is a decoder"));
+    }
+    let mut loaded = args.from.open()?;
+    if let Some(k) = args.experts_per_token {
+        loaded.spec = with_experts_per_token(loaded.spec, k)?;
+    }
+    // Chat models often say only beside the model what ends a turn.
+    for eos in &loaded.generation.eos {
+        if !loaded.spec.tokens.eos.contains(eos) {
+            loaded.spec.tokens.eos.push(*eos);
+        }
+    }
+    let path = tokenizer_of(args, loaded.tokenizer)?;
+    let tokenizer = load_tokenizer(&path)?;
+    check_vocab(&tokenizer, &loaded.spec, &path)?;
+    let decoder = Decoder::run(&loaded.spec, loaded.weights)?;
+    generate(&decoder, &tokenizer, &args.prompt, args.max_tokens, &sampling(args), &args.stop, show)
 }
 
 /// The model with another number of experts for each token.
@@ -115,24 +203,13 @@ fn with_experts_per_token(mut spec: ModelSpec, k: usize) -> Result<ModelSpec> {
 }
 
 pub(super) fn run(args: GenerateArgs) -> Result<()> {
-    let mut loaded = args.from.open()?;
-    if let Some(k) = args.experts_per_token {
-        loaded.spec = with_experts_per_token(loaded.spec, k)?;
-    }
-    let path = loaded.tokenizer.clone().ok_or_else(|| ModelError::File {
-        path: args.from.model.clone(),
-        what: "has no tokenizer.json: text cannot be made of its tokens".into(),
-    })?;
-    let tokenizer = load_tokenizer(&path)?;
-    check_vocab(&tokenizer, &loaded.spec, &path)?;
-    let decoder = Decoder::run(&loaded.spec, loaded.weights)?;
-    let sampling =
-        Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     crate::ui::catch_interrupts();
     let json = args.common.json;
     let mut show = |text: &str| if json || text.is_empty() { Ok(()) } else { print(text) };
-    let done =
-        generate(&decoder, &tokenizer, &args.prompt, args.max_tokens, &sampling, &args.stop, &mut show)?;
+    let done = match seq2seq::family_of(&args.from.model)? {
+        Some(_) => of_encoder_decoder(&args, &mut show)?,
+        None => of_decoder(&args, &mut show)?,
+    };
     let speed = |n: usize, seconds: f64| n as f64 / seconds.max(1e-9);
     let (prefill, decode) =
         (speed(done.prompt_tokens, done.prefill_seconds), speed(done.tokens.len(), done.decode_seconds));
