@@ -7,6 +7,7 @@
 
 pub mod activation;
 pub mod attention;
+pub mod blocks;
 pub mod buffers;
 pub mod cross_entropy;
 pub mod dispatch;
