@@ -8,6 +8,7 @@
 pub mod activation;
 pub mod attention;
 pub mod biased_attention;
+pub mod blocks;
 pub mod buffers;
 pub mod cross_entropy;
 pub mod dispatch;

@@ -11,6 +11,7 @@ use crate::sources::source;
 use crate::spec::{FfnSpec, ModelSpec};
 use crate::tensor_files::Files;
 use rayon::prelude::*;
+use senmon_kernels::blocks::dequantize;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::UNIX_EPOCH;
@@ -111,7 +112,7 @@ fn finite(files: &Files, part: &Part) -> Result<()> {
         let size = CHUNK * ty.block_bytes();
         for (chunk, bytes) in files.bytes(entry).chunks(size).enumerate() {
             let values = &mut values[..bytes.len() / ty.block_bytes()];
-            ty.decode(bytes, values);
+            dequantize(ty, bytes, values);
             if let Some(at) = values.iter().position(|x| !x.is_finite()) {
                 return Err(refuse(chunk * CHUNK + at, values[at]));
             }

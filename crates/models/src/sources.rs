@@ -4,7 +4,7 @@
 use crate::error::{ModelError, Result};
 use crate::names::{Order, Part};
 use crate::tensor_files::{Dtype, Entry, Files};
-use senmon_kernels::elements::{ElementType, f8e4m3_to_f32};
+use senmon_kernels::blocks::{ElementType, dequantize, fp8_e4m3_to_f32};
 use senmon_moe::stored::{Bytes, StoredMatrix};
 use std::sync::Arc;
 
@@ -111,7 +111,7 @@ impl<'a> Source<'a> {
                 for (r, row) in into.chunks_exact_mut(cols.max(1)).enumerate().take(rows) {
                     for (c, x) in row.iter_mut().enumerate() {
                         let scale = f32::from_le_bytes(scales[r / FP8_BLOCK * across + c / FP8_BLOCK]);
-                        *x = f8e4m3_to_f32(bytes[r * cols + c]) * scale;
+                        *x = fp8_e4m3_to_f32(bytes[r * cols + c]) * scale;
                     }
                 }
                 Ok(())
@@ -120,7 +120,7 @@ impl<'a> Source<'a> {
                 let mut at = 0;
                 for matrix in self.store(files, part)? {
                     let bytes = &(*matrix.bytes).as_ref()[matrix.range.clone()];
-                    matrix.ty.decode(bytes, &mut into[at..][..matrix.rows * matrix.cols]);
+                    dequantize(matrix.ty, bytes, &mut into[at..][..matrix.rows * matrix.cols]);
                     at += matrix.rows * matrix.cols;
                 }
                 Ok(())
@@ -138,7 +138,7 @@ impl<'a> Source<'a> {
         };
         let count = part.shape.iter().rev().skip(2).product::<usize>();
         let split = |bytes: Bytes, first: usize, ty: ElementType| -> Result<Vec<StoredMatrix>> {
-            let size = ty.bytes(rows * cols).ok_or_else(|| {
+            let size = ty.row_bytes(rows * cols).ok_or_else(|| {
                 files.refuse(&part.tensor, format!("rows of {cols} are no whole blocks of {}", ty.name()))
             })?;
             let one = |n: usize| {

@@ -3,7 +3,7 @@
 use crate::error::{ModelError, Result};
 use crate::files::is_file;
 use senmon_files::Mapped;
-use senmon_kernels::elements::ElementType;
+use senmon_kernels::blocks::{ElementType, dequantize};
 use senmon_moe::stored::Bytes;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashSet};
@@ -250,10 +250,10 @@ impl Files {
             ));
         };
         let bytes = self.bytes(entry);
-        if ty.bytes(into.len()) != Some(bytes.len()) {
+        if ty.row_bytes(into.len()) != Some(bytes.len()) {
             return Err(ModelError::Internal { what: format!("tensor {tensor} was not audited") });
         }
-        ty.decode(bytes, into);
+        dequantize(ty, bytes, into);
         Ok(())
     }
 

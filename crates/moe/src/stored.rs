@@ -36,12 +36,12 @@ impl fmt::Debug for StoredMatrix {
 impl StoredMatrix {
     /// Rows one after another.
     pub fn new(bytes: Bytes, range: Range<usize>, ty: ElementType, rows: usize, cols: usize) -> Self {
-        let stride = ty.bytes(cols).unwrap_or(0);
+        let stride = ty.row_bytes(cols).unwrap_or(0);
         Self { bytes, range, ty, rows, cols, stride }
     }
 
     fn fits(&self) -> bool {
-        let row = self.ty.bytes(self.cols);
+        let row = self.ty.row_bytes(self.cols);
         let within = (*self.bytes).as_ref().get(self.range.clone()).map(<[u8]>::len);
         row.zip(within).is_some_and(|(row, within)| {
             self.stride >= row && (self.rows == 0 || within >= (self.rows - 1) * self.stride + row)

@@ -13,6 +13,7 @@
 mod micro;
 mod pack;
 
+use crate::blocks::dequantize;
 use crate::elements::{Elements, Matrix};
 use crate::pool::{self, Shared};
 use crate::simd::Level;
@@ -114,12 +115,12 @@ impl<'a> Operand<'a> {
                 let line = &bytes[line * self.stride..];
                 if start.is_multiple_of(block) && out.len().is_multiple_of(block) {
                     let at = start / block * ty.block_bytes();
-                    ty.decode(&line[at..][..out.len() / block * ty.block_bytes()], out);
+                    dequantize(ty, &line[at..][..out.len() / block * ty.block_bytes()], out);
                 } else {
                     // The blocks that the part lies in.
                     let (first, last) = (start / block, (start + out.len()).div_ceil(block));
                     let mut whole = vec![0.0; (last - first) * block];
-                    ty.decode(&line[first * ty.block_bytes()..last * ty.block_bytes()], &mut whole);
+                    dequantize(ty, &line[first * ty.block_bytes()..last * ty.block_bytes()], &mut whole);
                     out.copy_from_slice(&whole[start - first * block..][..out.len()]);
                 }
             }

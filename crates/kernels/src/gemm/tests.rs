@@ -206,6 +206,46 @@ proptest! {
 }
 
 #[test]
+fn quantised_weights_give_the_bits_of_decoded_ones() {
+    let (m, n, k) = (5, 40, 768);
+    let (a, x) = (numbers(m * k, 1), numbers(n * k, 2));
+    for ty in ElementType::ALL.iter().copied().filter(|ty| crate::blocks::can_quantize(*ty)) {
+        let row = ty.row_bytes(k).unwrap();
+        let mut bytes = vec![0; n * row];
+        for (x, bytes) in x.chunks_exact(k).zip(bytes.chunks_exact_mut(row)) {
+            crate::blocks::quantize(ty, x, bytes);
+        }
+        let w = Matrix::coded(ty, &bytes, n, k, row);
+        let mut decoded = vec![0.0; n * k];
+        decoded.chunks_exact_mut(k).enumerate().for_each(|(r, out)| w.row(r, out));
+        for (across, c_cols) in [(false, n), (true, k)] {
+            // Across, the rows of W are those of B: k is then n.
+            let run = |w: Matrix| {
+                let mut c = vec![f32::NAN; m * c_cols];
+                let (b, inner) =
+                    if across { (Operand::weight_across(w), n) } else { (Operand::weight(w), k) };
+                let a = Operand::k_inner(&a, k);
+                let product = Product {
+                    m,
+                    n: c_cols,
+                    k: inner,
+                    a,
+                    b,
+                    c_start: 0,
+                    c_stride: c_cols,
+                    accumulate: false,
+                    twin: None,
+                    twin_b: None,
+                };
+                run_all(Level::current(), &[product], &mut c, |_| {});
+                c
+            };
+            assert_eq!(run(w), run(Matrix::plain(&decoded, n, k)), "{ty}");
+        }
+    }
+}
+
+#[test]
 #[should_panic(expected = "C has 3 elements")]
 fn a_short_result_is_refused() {
     let mut c = [0.0; 3];

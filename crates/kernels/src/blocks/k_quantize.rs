@@ -1,0 +1,177 @@
+//! Coding to Q4_K and Q6_K: the scale of each group by a search that minimises a weighted squared error.
+//!
+//! The scheme is ggml's: rounding with a few trial scales, for each the scale (and minimum) that fits the rounded elements
+//! best by least squares. The scales are then rounded themselves, and the elements once more with what became of them.
+
+use super::floats::{f16_to_f32, f32_to_f16, half_at};
+use super::k::scale_and_min;
+use super::pairs_mut;
+
+/// Groups whose elements are all nearer to zero than this are zeros.
+const NEGLIGIBLE: f32 = 1e-15;
+
+/// To `Q4_K`.
+pub(super) fn to_q4_k(x: &[f32], out: &mut [u8]) {
+    for (x, block) in pairs_mut::<256, 144>(x, out) {
+        let groups = x.as_chunks::<32>().0;
+        let mut fits = [(0.0, 0.0); 8];
+        for (fit, x) in fits.iter_mut().zip(groups) {
+            *fit = fit_with_min(x);
+        }
+        let largest = fits.iter().fold((0.0f32, 0.0f32), |m, fit| (m.0.max(fit.0), m.1.max(fit.1)));
+        let by = (per(63.0, largest.0), per(63.0, largest.1));
+        block.fill(0);
+        block[..2].copy_from_slice(&f32_to_f16(largest.0 / 63.0).to_le_bytes());
+        block[2..4].copy_from_slice(&f32_to_f16(largest.1 / 63.0).to_le_bytes());
+        for (j, fit) in fits.iter().enumerate() {
+            pack_scale_and_min(&mut block[4..16], j, level(by.0 * fit.0, 63), level(by.1 * fit.1, 63));
+        }
+        let (d, dmin) = (half_at(block, 0), half_at(block, 2));
+        for (g, x) in groups.iter().enumerate() {
+            let (scale, min) = scale_and_min(&block[4..16], g);
+            let (scale, min) = (d * f32::from(scale), dmin * f32::from(min));
+            for i in 0..32 {
+                let q = if scale == 0.0 { 0 } else { level((x[i] + min) / scale, 15) };
+                block[16 + g / 2 * 32 + i] |= q << (g % 2 * 4);
+            }
+        }
+    }
+}
+
+/// To `Q6_K`.
+pub(super) fn to_q6_k(x: &[f32], out: &mut [u8]) {
+    for (x, block) in pairs_mut::<256, 210>(x, out) {
+        let groups = x.as_chunks::<16>().0;
+        let mut scales = [0.0; 16];
+        for (scale, x) in scales.iter_mut().zip(groups) {
+            *scale = fit_around_zero(x);
+        }
+        block.fill(0);
+        let largest = furthest(&scales);
+        if largest.abs() < NEGLIGIBLE {
+            continue;
+        }
+        // The largest scale becomes -128, whatever its sign.
+        let by = -128.0 / largest;
+        let half = f32_to_f16(1.0 / by);
+        block[208..].copy_from_slice(&half.to_le_bytes());
+        for (g, x) in groups.iter().enumerate() {
+            let coded = (by * scales[g]).round_ties_even().clamp(-128.0, 127.0) as i8;
+            block[192 + g] = coded as u8;
+            let scale = f16_to_f32(half) * f32::from(coded);
+            let (part, run, at) = (g / 8, g % 8 / 2, g % 2 * 16);
+            for i in 0..16 {
+                let q = if scale == 0.0 { 0.0 } else { (x[i] / scale).round_ties_even().clamp(-32.0, 31.0) };
+                let q = (q as i8 + 32) as u8;
+                block[part * 64 + run % 2 * 32 + at + i] |= (q & 15) << (run / 2 * 4);
+                block[128 + part * 32 + at + i] |= q >> 4 << (run * 2);
+            }
+        }
+    }
+}
+
+/// Scale and minimum of x ≈ scale · q - min with q from 0 to 15; neither is negative.
+fn fit_with_min(x: &[f32; 32]) -> (f32, f32) {
+    let high = x.iter().fold(x[0], |m, x| m.max(*x));
+    let low = x.iter().fold(x[0], |m, x| m.min(*x)).min(0.0);
+    if high == low {
+        return (0.0, -low);
+    }
+    // Large elements weigh more, but none weighs nothing.
+    let square: f32 = x.iter().map(|x| x * x).fold(0.0, |sum, x| sum + x);
+    let spread = (square / 32.0).sqrt();
+    let weight = |x: f32| spread + x.abs();
+    let (mut w, mut wx) = (0.0f32, 0.0f32);
+    for &x in x {
+        w += weight(x);
+        wx += weight(x) * x;
+    }
+    let round = |by: f32| x.map(|x| f32::from(level(by * (x - low), 15)));
+    let error = |scale: f32, offset: f32, q: &[f32; 32]| {
+        x.iter().zip(q).fold(0.0, |sum, (&x, q)| {
+            let off = scale * q + offset - x;
+            sum + weight(x) * (off * off)
+        })
+    };
+    let plain = 15.0 / (high - low);
+    let mut best = (1.0 / plain, low);
+    let mut least = error(best.0, best.1, &round(plain));
+    for step in 0..=20 {
+        // From 14 to 16 steps between the lowest and the highest element.
+        let q = round((-1.0 + 0.1 * step as f32 + 15.0) / (high - low));
+        let (mut wq, mut wqq, mut wqx) = (0.0f32, 0.0f32, 0.0f32);
+        for (&x, &q) in x.iter().zip(&q) {
+            let weighted = weight(x) * q;
+            wq += weighted;
+            wqq += weighted * q;
+            wqx += weighted * x;
+        }
+        let determinant = w * wqq - wq * wq;
+        if determinant > 0.0 {
+            let mut scale = (w * wqx - wx * wq) / determinant;
+            let mut offset = (wqq * wx - wq * wqx) / determinant;
+            if offset > 0.0 {
+                (scale, offset) = (wqx / wqq, 0.0);
+            }
+            let error = error(scale, offset, &q);
+            if error < least {
+                (least, best) = (error, (scale, offset));
+            }
+        }
+    }
+    (best.0, -best.1)
+}
+
+/// Scale of x ≈ scale · q with q from -32 to 31; it may be negative.
+fn fit_around_zero(x: &[f32; 16]) -> f32 {
+    let furthest = furthest(x);
+    if furthest.abs() < NEGLIGIBLE {
+        return 0.0;
+    }
+    // Σ w·q·x and Σ w·q², with the weight x².
+    let sums = |by: f32| {
+        x.iter().fold((0.0f32, 0.0f32), |sums, x| {
+            let q = (by * x).round_ties_even().clamp(-32.0, 31.0);
+            (sums.0 + x * x * x * q, sums.1 + x * x * q * q)
+        })
+    };
+    // The error is Σ w·x² - (Σ w·q·x)² / Σ w·q²: the greater the second, the better.
+    let (qx, qq) = sums(-32.0 / furthest);
+    let mut scale = if qq == 0.0 { 0.0 } else { qx / qq };
+    let mut best = scale * qx;
+    for step in (-9..=9).filter(|step| *step != 0) {
+        let (qx, qq) = sums(-(32.0 + 0.1 * step as f32) / furthest);
+        if qq > 0.0 && qx * qx > best * qq {
+            scale = qx / qq;
+            best = scale * qx;
+        }
+    }
+    scale
+}
+
+/// The first of the elements that are furthest from zero.
+fn furthest(x: &[f32]) -> f32 {
+    x.iter().fold(0.0f32, |m, x| if x.abs() > m.abs() { *x } else { m })
+}
+
+/// `a / b`; 0 where `b` is not positive.
+fn per(a: f32, b: f32) -> f32 {
+    if b > 0.0 { a / b } else { 0.0 }
+}
+
+/// The nearest integer from 0 to `most`, ties to even; 0 for NaN.
+fn level(x: f32, most: u8) -> u8 {
+    (x.round_ties_even() as u8).min(most)
+}
+
+/// The inverse of [`scale_and_min`], into bytes that are 0.
+fn pack_scale_and_min(packed: &mut [u8], j: usize, scale: u8, min: u8) {
+    if j < 4 {
+        packed[j] |= scale;
+        packed[j + 4] |= min;
+    } else {
+        packed[j + 4] |= scale & 15 | (min & 15) << 4;
+        packed[j - 4] |= scale >> 4 << 6;
+        packed[j] |= min >> 4 << 6;
+    }
+}
