@@ -176,7 +176,7 @@ impl LatentBlock {
         let positions = super::attention::positions(batch, tokens / batch, 0);
         let y = read(x, |x| -> Result<Vec<f32>> {
             let (queries, keys) = self.project(x, &positions, rope)?;
-            self.finish(x, &*self.attend(batch, &queries, &keys)?)
+            self.finish(x, &self.attend(batch, &queries, &keys)?)
         })??;
         own(y, x.shape())
     }
@@ -193,7 +193,7 @@ impl LatentBlock {
         let y = read(x, |x| -> Result<Vec<f32>> {
             let (queries, keys) = self.project(x, &positions, rope)?;
             cache.append(past, &keys, &[], self.width());
-            self.finish(x, &*self.attend(1, &queries, cache.keys())?)
+            self.finish(x, &self.attend(1, &queries, cache.keys())?)
         })??;
         own(y, x.shape())
     }

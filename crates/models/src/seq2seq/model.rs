@@ -282,10 +282,7 @@ impl Layer {
         let y = match &self.ffn {
             Ffn::Dense { up, down, shape } => mlp(&h, up, down, *shape)?,
             Ffn::Moe(moe) => {
-                let observer = match observer {
-                    Some(observer) => Some(&mut **observer as &mut dyn RoutingObserver),
-                    None => None,
-                };
+                let observer = observer.as_mut().map(|observer| &mut **observer as &mut dyn RoutingObserver);
                 moe.forward(&h, &mut Ctx { layer, observer, ..Ctx::default() })?.0
             }
         };
