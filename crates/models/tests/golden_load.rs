@@ -283,3 +283,37 @@ fn a_mutated_model_does_not_pass() {
     }
     assert!(models > 5, "{models}");
 }
+
+/// The rows of the table of families in README.md: name, and the difference that it tells.
+fn readme() -> BTreeMap<String, f32> {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../README.md")).unwrap();
+    let table = text.split("## Families").nth(1).unwrap().split("\n## ").next().unwrap();
+    let rows = table.lines().filter_map(|line| {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let name = cells.first()?.strip_prefix('`')?.strip_suffix('`')?;
+        Some((name.to_owned(), cells.last()?.parse().unwrap()))
+    });
+    rows.collect()
+}
+
+#[test]
+fn the_table_of_families_is_true() {
+    let told = readme();
+    let mut found: BTreeMap<&str, f32> = BTreeMap::new();
+    for folder in decoders() {
+        let loaded = checkpoint::load(&folder).unwrap();
+        let worst = found.entry(loaded.family.name).or_default();
+        *worst = worst.max(distance(&folder, &loaded.spec, loaded.params));
+    }
+    for (family, worst) in &found {
+        println!("| `{family}` | {worst:.1e} |");
+        // Last bits differ between instruction sets.
+        assert!(
+            told.get(*family).is_some_and(|told| *worst < told * 4.0),
+            "{family}: {worst:.1e}, README {told:?}"
+        );
+    }
+    let all: BTreeSet<String> =
+        found.keys().chain(senmon_models::seq2seq::FAMILIES).map(|name| (*name).to_owned()).collect();
+    assert_eq!(all, told.into_keys().collect());
+}

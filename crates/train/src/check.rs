@@ -2,7 +2,7 @@
 
 use senmon_moe::router;
 
-use crate::config::{Count, FAMILIES, Ffn, RunConfig};
+use crate::config::{Count, Ffn, RunConfig, families};
 use crate::error::{Result, TrainError};
 use crate::schedule::ScheduleKind;
 
@@ -20,11 +20,11 @@ impl RunConfig {
 
     fn check_model(&self) -> Result<()> {
         let m = &self.model;
-        if !FAMILIES.contains(&m.family.as_str()) {
+        if !families().any(|name| name == m.family) {
             return Err(TrainError::bad(
                 "model.family",
                 format!("{:?}", m.family),
-                format!("must be one of {}", FAMILIES.join(", ")),
+                format!("must be one of {}", families().collect::<Vec<_>>().join(", ")),
             ));
         }
         for (key, value, most) in [
