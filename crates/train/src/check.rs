@@ -106,6 +106,20 @@ impl RunConfig {
                 e.top_k
             )));
         }
+        positive("router.least_sum", r.least_sum)?;
+        if !(0.0..1.0).contains(&r.sparsemixer_eps) {
+            return Err(TrainError::bad(
+                "router.sparsemixer_eps",
+                r.sparsemixer_eps,
+                "must be at least 0 and below 1",
+            ));
+        }
+        if r.kind == "sparsemixer" && e.top_k != 2 {
+            return Err(TrainError::Conflict(format!(
+                "router.kind = \"sparsemixer\" picks two experts, and experts.top_k = {}",
+                e.top_k
+            )));
+        }
         in_range("router.groups", r.groups, 1, 1 << 14)?;
         in_range("router.top_groups", r.top_groups, 1, r.groups)?;
         for &count in &listed {
