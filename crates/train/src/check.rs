@@ -15,6 +15,7 @@ impl RunConfig {
     pub fn check(&self) -> Result<()> {
         self.check_model()?;
         self.check_experts()?;
+        self.data.validate_values()?;
         self.check_training()
     }
 
