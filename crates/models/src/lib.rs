@@ -15,6 +15,7 @@ pub mod inspect;
 pub mod names;
 pub mod ops;
 pub mod params;
+pub mod penalties;
 pub mod rope;
 pub mod sampling;
 mod save;

@@ -151,6 +151,14 @@ pub struct ModelArgs {
     pub audit: Option<AuditArg>,
 }
 
+/// `5=-1.5`.
+fn token_bias(text: &str) -> Result<(u32, f32), String> {
+    let parsed = text
+        .split_once('=')
+        .and_then(|(id, bias)| Some((id.trim().parse().ok()?, bias.trim().parse().ok()?)));
+    parsed.ok_or_else(|| "expected ID=NUMBER, as in 5=-1.5".to_owned())
+}
+
 /// `--audit`.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 pub enum AuditArg {
@@ -234,6 +242,24 @@ pub struct GenerateArgs {
     /// Only the likeliest tokens that together have this probability
     #[arg(long, value_name = "P", default_value_t = 0.95)]
     pub top_p: f32,
+    /// Only tokens with at least this part of the likeliest one's probability; 0 for all
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub min_p: f32,
+    /// Divides the logits of tokens that were there before, in prompt or text; 1 for none
+    #[arg(long, value_name = "F", default_value_t = 1.0)]
+    pub repetition_penalty: f32,
+    /// Taken from the logits of tokens that the text has
+    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub presence_penalty: f32,
+    /// Taken from the logits of tokens, for each time that the text has them
+    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub frequency_penalty: f32,
+    /// Added to the logit of a token; -inf rules it out
+    #[arg(long, value_name = "ID=F", value_parser = token_bias, allow_hyphen_values = true)]
+    pub logit_bias: Vec<(u32, f32)>,
+    /// With --json: the log-probability of every token, and those of the likeliest so many
+    #[arg(long, value_name = "N", requires = "json")]
+    pub logprobs: Option<usize>,
     /// Everything random follows from it
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,

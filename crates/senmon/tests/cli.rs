@@ -276,3 +276,40 @@ fn another_number_of_experts_is_one_that_the_model_has() {
         assert!(output.status.code() == Some(2) && said.contains("--experts-per-token"), "{said}");
     }
 }
+
+#[test]
+fn tokens_are_ruled_out_and_their_probabilities_told() {
+    let place = Place::new();
+    done(place.train("--data text --out run"));
+    let run = |flags: &str| {
+        json(place.senmon(&format!("generate run --prompt fn -n 6 --temperature 0 --json {flags}")))
+    };
+    let plain = run("--logprobs 3");
+    let first = &plain["logprobs"][0];
+    assert_eq!(plain["logprobs"].as_array().map(Vec::len), plain["tokens"].as_array().map(Vec::len));
+    // Without penalties the likeliest token is taken, and its probability is the first of the list.
+    assert_eq!(
+        (&first["token"], &first["logprob"]),
+        (&first["top"][0]["token"], &first["top"][0]["logprob"])
+    );
+    assert!(number(&plain, "/logprobs/0/top/0/logprob") >= number(&plain, "/logprobs/0/top/1/logprob"));
+    let out = first["token"].as_u64().unwrap();
+    let without = run(&format!("--logit-bias {out}=-inf --logprobs 1"));
+    assert_ne!(without["tokens"][0], plain["tokens"][0]);
+    // What is told is the model's own distribution.
+    assert_eq!(without["logprobs"][0]["top"][0], first["top"][0]);
+    // A heavy penalty lets no token come twice.
+    let once = run("--frequency-penalty 1000");
+    let tokens: Vec<u64> = once["tokens"].as_array().unwrap().iter().map(|t| t.as_u64().unwrap()).collect();
+    assert_eq!(tokens.iter().collect::<std::collections::BTreeSet<_>>().len(), tokens.len());
+    for (flags, part) in [
+        ("--logit-bias 5", "5"),
+        ("--logit-bias 99999999=1", "99999999"),
+        ("--min-p 2", "min-p"),
+        ("--repetition-penalty 0", "repetition-penalty"),
+    ] {
+        let output = place.senmon(&format!("generate run --prompt fn {flags}")).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && said.contains(part), "{said}");
+    }
+}

@@ -6,6 +6,7 @@ use crate::failure::{Failure, Result};
 use crate::ui::INTERRUPTED;
 use senmon_models::audit::Audit;
 use senmon_models::decoder::{Decoder, Pass};
+use senmon_models::penalties::{Penalties, log_probabilities};
 use senmon_models::sampling::Sampling;
 use senmon_models::spec::{FfnSpec, ModelSpec};
 use senmon_models::text::{TextStream, Tokenizer, check_vocab, encode, load_tokenizer};
@@ -21,6 +22,8 @@ const INTERRUPTED_FINISH: &str = "interrupted";
 pub(super) struct Generated {
     pub text: String,
     pub tokens: Vec<u32>,
+    /// Of each token: its log-probability, and the likeliest tokens with theirs.
+    pub logprobs: Vec<(f64, Vec<(u32, f64)>)>,
     pub prompt_tokens: usize,
     pub finish: &'static str,
     pub prefill_seconds: f64,
@@ -34,6 +37,8 @@ pub(super) fn generate(
     prompt: &str,
     max_tokens: usize,
     sampling: &Sampling,
+    penalties: &Penalties,
+    logprobs: Option<usize>,
     stops: &[String],
     show: &mut dyn FnMut(&str) -> Result<()>,
 ) -> Result<Generated> {
@@ -55,46 +60,63 @@ pub(super) fn generate(
     let context = prompt_tokens.len().saturating_add(max_tokens).min(spec.max_positions);
     let mut cache = decoder.cache(context)?;
     let room = spec.max_positions - prompt_tokens.len();
-    let limits = Limits { max_tokens, room, eos: &spec.tokens.eos, stops };
-    go_on(tokenizer, &prompt_tokens, &limits, sampling, show, &mut |tokens| {
+    let limits = Limits { max_tokens, logprobs, room, eos: &spec.tokens.eos, stops };
+    go_on(tokenizer, (&prompt_tokens, &prompt_tokens), &limits, sampling, penalties, show, &mut |tokens| {
         Ok(decoder.logits(tokens, &mut cache, true, &mut Pass::default())?)
     })
 }
 
-/// When a text ends.
+/// Tokens of a prompt that pass through the model at once.
+const PREFILL: usize = 512;
+
+/// When a text ends, and what is wanted of it.
 struct Limits<'a> {
     max_tokens: usize,
+    /// The log-probabilities of so many of the likeliest tokens are wanted at each place.
+    logprobs: Option<usize>,
     /// Tokens that the context has room for.
     room: usize,
     eos: &'a [u32],
     stops: &'a [String],
 }
 
-/// Goes on after `first`, token by token; `step` gives the logits of the last of the tokens it is given, which follow those of
+/// Goes on after `first`, token by token (`prompt` is what penalties look at besides); `step` gives the logits of the last of the tokens it is given, which follow those of
 /// before.
 fn go_on(
     tokenizer: &Tokenizer,
-    first: &[u32],
+    (first, prompt): (&[u32], &[u32]),
     limits: &Limits,
     sampling: &Sampling,
+    penalties: &Penalties,
     show: &mut dyn FnMut(&str) -> Result<()>,
     step: &mut dyn FnMut(&[u32]) -> Result<Vec<f32>>,
 ) -> Result<Generated> {
     let started = Instant::now();
-    let mut logits = step(first)?;
+    // A long prompt in parts: what a pass holds in memory grows with its tokens.
+    let mut logits = Vec::new();
+    for part in first.chunks(PREFILL) {
+        logits = step(part)?;
+    }
     let prefill_seconds = started.elapsed().as_secs_f64();
     let started = Instant::now();
     let mut stream = TextStream::new(tokenizer, limits.stops);
     let (mut text, mut tokens, mut finish) = (String::new(), Vec::new(), "length");
+    let mut logprobs = Vec::new();
     while tokens.len() < limits.max_tokens {
         if INTERRUPTED.load(Ordering::Relaxed) {
             finish = INTERRUPTED_FINISH;
             break;
         }
+        let raw = limits.logprobs.map(|_| logits.clone());
+        penalties.apply(&mut logits, prompt, &tokens);
         let Some(token) = sampling.pick(&logits, tokens.len() as u64) else {
             return Err(Failure::other("the model's logits are not numbers"));
         };
+        if let (Some(most), Some(raw)) = (limits.logprobs, raw) {
+            logprobs.push(log_probabilities(&raw, token, most));
+        }
         if limits.eos.contains(&token) {
+            logprobs.truncate(tokens.len());
             finish = "end of text";
             break;
         }
@@ -118,7 +140,15 @@ fn go_on(
     show(&rest)?;
     text.push_str(&rest);
     let decode_seconds = started.elapsed().as_secs_f64();
-    Ok(Generated { text, tokens, prompt_tokens: first.len(), finish, prefill_seconds, decode_seconds })
+    Ok(Generated {
+        text,
+        tokens,
+        logprobs,
+        prompt_tokens: first.len(),
+        finish,
+        prefill_seconds,
+        decode_seconds,
+    })
 }
 
 /// A text of an encoder-decoder for the prompt.
@@ -141,15 +171,39 @@ fn of_encoder_decoder(args: &GenerateArgs, show: &mut dyn FnMut(&str) -> Result<
     let start = [spec.start];
     let first = if args.decoder_tokens.is_empty() { &start[..] } else { &args.decoder_tokens };
     let (encoded, mut cache) = (model.encode(&prompt, None)?, model.cache());
-    let limits =
-        Limits { max_tokens: args.max_tokens, room: usize::MAX, eos: &spec.tokens.eos, stops: &args.stop };
-    go_on(&tokenizer, first, &limits, &sampling, show, &mut |tokens| {
+    let limits = Limits {
+        max_tokens: args.max_tokens,
+        logprobs: args.logprobs,
+        room: usize::MAX,
+        eos: &spec.tokens.eos,
+        stops: &args.stop,
+    };
+    let penalties = penalties(args, spec.vocab)?;
+    go_on(&tokenizer, (first, &prompt), &limits, &sampling, &penalties, show, &mut |tokens| {
         Ok(model.logits(tokens, &encoded, &mut cache, true, None)?)
     })
 }
 
 fn sampling(args: &GenerateArgs) -> Sampling {
-    Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed }
+    Sampling {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        seed: args.seed,
+    }
+}
+
+/// Penalties and biases, checked for a vocabulary of `vocab`.
+fn penalties(args: &GenerateArgs, vocab: usize) -> Result<Penalties> {
+    let penalties = Penalties {
+        repetition: args.repetition_penalty,
+        presence: args.presence_penalty,
+        frequency: args.frequency_penalty,
+        bias: args.logit_bias.iter().copied().collect(),
+    };
+    penalties.validate(vocab)?;
+    Ok(penalties)
 }
 
 fn tokenizer_of(args: &GenerateArgs, found: Option<PathBuf>) -> Result<PathBuf> {
@@ -178,7 +232,9 @@ fn of_decoder(args: &GenerateArgs, show: &mut dyn FnMut(&str) -> Result<()>) -> 
     let tokenizer = load_tokenizer(&path)?;
     check_vocab(&tokenizer, &loaded.spec, &path)?;
     let decoder = Decoder::run(&loaded.spec, loaded.weights)?;
-    generate(&decoder, &tokenizer, &args.prompt, args.max_tokens, &sampling(args), &args.stop, show)
+    let (sampling, penalties) = (sampling(args), penalties(args, loaded.spec.vocab)?);
+    let (most, prompt) = (args.max_tokens, &args.prompt);
+    generate(&decoder, &tokenizer, prompt, most, &sampling, &penalties, args.logprobs, &args.stop, show)
 }
 
 /// The model with another number of experts for each token.
@@ -214,7 +270,18 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     let (prefill, decode) =
         (speed(done.prompt_tokens, done.prefill_seconds), speed(done.tokens.len(), done.decode_seconds));
     if json {
+        let likeliest = |list: &[(u32, f64)]| -> Vec<serde_json::Value> {
+            list.iter().map(|(token, p)| serde_json::json!({ "token": token, "logprob": p })).collect()
+        };
+        let logprobs: Option<Vec<_>> = args.logprobs.map(|_| {
+            let each = done.tokens.iter().zip(&done.logprobs);
+            each.map(|(token, (p, top))| {
+                serde_json::json!({ "token": token, "logprob": p, "top": likeliest(top) })
+            })
+            .collect()
+        });
         return print_json(&serde_json::json!({
+            "logprobs": logprobs,
             "prompt": args.prompt,
             "text": done.text,
             "tokens": done.tokens,
