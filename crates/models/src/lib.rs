@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod audit;
+pub mod chat;
 pub mod checkpoint;
 pub mod decoder;
 pub mod error;
