@@ -38,6 +38,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Continue a text
     Generate(GenerateArgs),
+    /// Talk with a chat model
+    Chat(ChatArgs),
     /// The logits of given tokens, for comparisons with other programs
     Logits(LogitsArgs),
     /// What is in a model: parameters in total and active, experts, routers, memory
@@ -275,6 +277,26 @@ pub struct GenerateArgs {
     /// Shared flags.
     #[command(flatten)]
     pub common: Common,
+}
+
+/// `chat`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Example:
+  senmon chat ~/models/OLMoE-1B-7B-Instruct --system \"Answer in one sentence.\"")]
+pub struct ChatArgs {
+    /// What `generate` takes too.
+    #[command(flatten)]
+    pub options: GenerateArgs,
+    /// An instruction before the first question
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// A chat template in Jinja, instead of the model's own
+    #[arg(long, value_name = "FILE")]
+    pub template: Option<PathBuf>,
+    /// Tokens of a conversation, at most [default: 4096, or the model's own length where that is less]
+    #[arg(long, value_name = "N")]
+    pub context: Option<usize>,
 }
 
 /// `logits`.

@@ -15,6 +15,7 @@ const VERBS: &[&str] = &[
     "train",
     "eval",
     "generate",
+    "chat",
     "logits",
     "inspect",
     "bench",
@@ -312,4 +313,36 @@ fn tokens_are_ruled_out_and_their_probabilities_told() {
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.code() == Some(2) && said.contains(part), "{said}");
     }
+}
+
+#[test]
+fn a_conversation_goes_on_and_goes_back() {
+    let place = Place::new();
+    done(place.train("--data text --out run"));
+    let talk = |lines: &str| {
+        let questions = place.path("questions");
+        std::fs::write(&questions, lines).unwrap();
+        let mut command = place.senmon("chat run -n 5 --temperature 1 --top-p 1 --quiet");
+        command.stdin(std::fs::File::open(&questions).unwrap()).output().unwrap()
+    };
+    let without = talk("fn\n");
+    let said = String::from_utf8(without.stderr).unwrap();
+    assert!(without.status.code() == Some(2) && said.contains("no chat template"), "{said}");
+    let template = "{% for m in messages %}{{ m.role[0] + ': ' + m.content + '; ' }}{% endfor %}\
+                    {% if add_generation_prompt %}a: {% endif %}";
+    std::fs::write(place.path("run/chat_template.jinja"), template).unwrap();
+    let answers = |lines: &str| {
+        let output = talk(lines);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        (String::from_utf8(output.stdout).unwrap(), said)
+    };
+    let (one, _) = answers("let mut\n");
+    let (two, _) = answers("let mut\nthe router\n");
+    assert!(!one.trim().is_empty() && two.starts_with(&one) && two.len() > one.len(), "{one:?} {two:?}");
+    // Taken back, the second answer comes again; begun again, the first.
+    let (again, _) = answers("let mut\nthe router\n/undo\nthe router\n/clear\nlet mut\n");
+    assert_eq!(again, format!("{two}{}{one}", &two[one.len()..]));
+    let (_, said) = answers("/nothing\n/help\n/exit\nlet mut\n");
+    assert!(said.contains("/nothing is not known") && said.contains("/undo"), "{said}");
 }

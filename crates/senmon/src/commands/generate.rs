@@ -70,19 +70,19 @@ pub(super) fn generate(
 const PREFILL: usize = 512;
 
 /// When a text ends, and what is wanted of it.
-struct Limits<'a> {
-    max_tokens: usize,
+pub(super) struct Limits<'a> {
+    pub max_tokens: usize,
     /// The log-probabilities of so many of the likeliest tokens are wanted at each place.
-    logprobs: Option<usize>,
+    pub logprobs: Option<usize>,
     /// Tokens that the context has room for.
-    room: usize,
-    eos: &'a [u32],
-    stops: &'a [String],
+    pub room: usize,
+    pub eos: &'a [u32],
+    pub stops: &'a [String],
 }
 
 /// Goes on after `first`, token by token (`prompt` is what penalties look at besides); `step` gives the logits of the last of the tokens it is given, which follow those of
 /// before.
-fn go_on(
+pub(super) fn go_on(
     tokenizer: &Tokenizer,
     (first, prompt): (&[u32], &[u32]),
     limits: &Limits,
@@ -184,7 +184,7 @@ fn of_encoder_decoder(args: &GenerateArgs, show: &mut dyn FnMut(&str) -> Result<
     })
 }
 
-fn sampling(args: &GenerateArgs) -> Sampling {
+pub(super) fn sampling(args: &GenerateArgs) -> Sampling {
     Sampling {
         temperature: args.temperature,
         top_k: args.top_k,
@@ -195,7 +195,7 @@ fn sampling(args: &GenerateArgs) -> Sampling {
 }
 
 /// Penalties and biases, checked for a vocabulary of `vocab`.
-fn penalties(args: &GenerateArgs, vocab: usize) -> Result<Penalties> {
+pub(super) fn penalties(args: &GenerateArgs, vocab: usize) -> Result<Penalties> {
     let penalties = Penalties {
         repetition: args.repetition_penalty,
         presence: args.presence_penalty,
@@ -213,8 +213,8 @@ fn tokenizer_of(args: &GenerateArgs, found: Option<PathBuf>) -> Result<PathBuf> 
     })?)
 }
 
-/// A text of a decoder after the prompt.
-fn of_decoder(args: &GenerateArgs, show: &mut dyn FnMut(&str) -> Result<()>) -> Result<Generated> {
+/// The decoder in a folder, with what the options change of it, and its tokenizer.
+pub(super) fn open_decoder(args: &GenerateArgs) -> Result<(Decoder, Tokenizer)> {
     if !args.decoder_tokens.is_empty() {
         return Err(Failure::mistake("--decoder-tokens is for encoder-decoders; the model is a decoder"));
     }
@@ -231,8 +231,13 @@ fn of_decoder(args: &GenerateArgs, show: &mut dyn FnMut(&str) -> Result<()>) -> 
     let path = tokenizer_of(args, loaded.tokenizer)?;
     let tokenizer = load_tokenizer(&path)?;
     check_vocab(&tokenizer, &loaded.spec, &path)?;
-    let decoder = Decoder::run(&loaded.spec, loaded.weights)?;
-    let (sampling, penalties) = (sampling(args), penalties(args, loaded.spec.vocab)?);
+    Ok((Decoder::run(&loaded.spec, loaded.weights)?, tokenizer))
+}
+
+/// A text of a decoder after the prompt.
+fn of_decoder(args: &GenerateArgs, show: &mut dyn FnMut(&str) -> Result<()>) -> Result<Generated> {
+    let (decoder, tokenizer) = open_decoder(args)?;
+    let (sampling, penalties) = (sampling(args), penalties(args, decoder.spec().vocab)?);
     let (most, prompt) = (args.max_tokens, &args.prompt);
     generate(&decoder, &tokenizer, prompt, most, &sampling, &penalties, args.logprobs, &args.stop, show)
 }
