@@ -49,17 +49,12 @@ impl Default for DataConfig {
 impl DataConfig {
     /// Checks the values that need no file.
     pub fn validate(&self) -> Result<()> {
-        if self.paths.is_empty() {
-            return Err(DataError::NoPaths);
-        }
-        self.validate_values()
-    }
-
-    /// As [`validate`](Self::validate), but for the paths, which may be said later.
-    pub fn validate_values(&self) -> Result<()> {
         let bad = |key, value: String, expected: &str| {
             Err(DataError::BadValue { key, value, expected: expected.to_owned() })
         };
+        if self.paths.is_empty() {
+            return Err(DataError::NoPaths);
+        }
         if !(0.0..=0.5).contains(&self.holdout) {
             return bad("data.holdout", self.holdout.to_string(), "must be between 0 and 0.5");
         }

@@ -15,7 +15,9 @@ impl RunConfig {
     pub fn check(&self) -> Result<()> {
         self.check_model()?;
         self.check_experts()?;
-        self.data.validate_values()?;
+        if !(0.0..=0.5).contains(&self.data.holdout) {
+            return Err(TrainError::bad("data.holdout", self.data.holdout, "must be from 0 to 0.5"));
+        }
         self.check_training()
     }
 

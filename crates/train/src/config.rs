@@ -325,7 +325,7 @@ impl RunConfig {
             .map(|layer| match self.is_moe(layer).then(|| counts.next()).flatten() {
                 None => dense(),
                 Some(experts) => Ok(FfnSpec::Moe(MoeSpec {
-                    shared_intermediate: self.experts.shared * self.experts.intermediate,
+                    shared_intermediate: self.experts.shared.saturating_mul(self.experts.intermediate),
                     router: self.router.clone(),
                     ..MoeSpec::plain(experts, self.experts.top_k, self.mlp(self.experts.intermediate))
                 })),
@@ -446,7 +446,7 @@ impl RunConfig {
             count,
             e.top_k,
             e.intermediate,
-            e.shared * e.intermediate,
+            e.shared.saturating_mul(e.intermediate),
             e.gated,
         ))
     }
