@@ -317,3 +317,120 @@ fn the_table_of_families_is_true() {
         found.keys().chain(senmon_models::seq2seq::FAMILIES).map(|name| (*name).to_owned()).collect();
     assert_eq!(all, told.into_keys().collect());
 }
+
+/// The tensors of a folder written anew in another folder: type, shape and bytes of each by `change`, which may add some.
+fn rewritten(
+    folder: &Path,
+    change: impl Fn(&str, &[usize], &[f32]) -> Vec<(String, safetensors::Dtype, Vec<usize>, Vec<u8>)>,
+) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(folder.join("config.json"), dir.path().join("config.json")).unwrap();
+    let mut all = Vec::new();
+    for (name, (shape, bytes)) in tensors(&folder.join(FILE)) {
+        let values: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        all.extend(change(&name, &shape, &values));
+    }
+    let views = all.iter().map(|(name, ty, shape, bytes)| {
+        (name.clone(), safetensors::tensor::TensorView::new(*ty, shape.clone(), bytes).unwrap())
+    });
+    fs::write(dir.path().join(FILE), safetensors::serialize(views, None).unwrap()).unwrap();
+    dir
+}
+
+/// The logits of a folder's golden tokens from weights in its files, and from the same weights loaded.
+fn both_ways(dir: &Path, tokens: &[u32]) -> (Vec<f32>, Vec<f32>) {
+    let opened = checkpoint::open(dir, Audit::Full).unwrap();
+    let loaded = checkpoint::load(dir).unwrap();
+    let run = |decoder: Decoder| {
+        let mut cache = decoder.cache(tokens.len()).unwrap();
+        decoder.logits(tokens, &mut cache, false, &mut Pass::default()).unwrap()
+    };
+    let stored = run(Decoder::run(&opened.spec, opened.weights).unwrap());
+    (stored, run(Decoder::new(&loaded.spec, loaded.params, false).unwrap()))
+}
+
+#[test]
+fn halves_run_from_their_files_as_they_are_loaded() {
+    use safetensors::Dtype::{BF16, F16};
+    for_each(|folder| {
+        if folder.ends_with("gpt_oss-mxfp4") {
+            return Ok(());
+        }
+        let golden = Golden::of(folder);
+        for ty in [BF16, F16] {
+            let dir = rewritten(folder, |name, shape, values| {
+                let bytes = values.iter().flat_map(|x| match ty {
+                    BF16 => half::bf16::from_f32(*x).to_le_bytes(),
+                    _ => half::f16::from_f32(*x).to_le_bytes(),
+                });
+                vec![(name.to_owned(), ty, shape.to_vec(), bytes.collect())]
+            });
+            let (stored, loaded) = both_ways(dir.path(), &golden.ids("tokens"));
+            if stored != loaded {
+                return Err(format!("{ty:?}: {:.1e} off", off(&stored, &loaded)));
+            }
+        }
+        Ok(())
+    });
+}
+
+/// As DeepSeek publishes: matrices of layers in E4M3 with a factor for each 128 × 128, here a few rows and columns of one.
+#[test]
+fn floats_of_eight_bits_mean_what_their_factors_say() {
+    use safetensors::Dtype::{BF16, F8_E4M3, F32};
+    let golden = |case: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(case);
+    let folder = golden("deepseek_v3-groups-yarn");
+    let tokens = Golden::of(&folder).ids("tokens");
+    let packed =
+        |name: &str, shape: &[usize]| shape.len() == 2 && name.contains("proj") && name.ends_with("weight");
+    // The nearest of all 127 finite magnitudes.
+    let magnitudes: Vec<f32> = (0..127).map(senmon_kernels::blocks::fp8_e4m3_to_f32).collect();
+    let nearest = |x: f32| {
+        let far = |i: &usize| (magnitudes[*i] - x.abs()).abs();
+        (0..127).min_by(|a, b| far(a).total_cmp(&far(b))).unwrap() as u8 | if x < 0.0 { 0x80 } else { 0 }
+    };
+    let factor = 1.0 / 512.0f32;
+    let write = |decoded: bool| {
+        rewritten(&folder, |name, shape, values| {
+            if !packed(name, shape) {
+                let bytes = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+                return vec![(name.to_owned(), F32, shape.to_vec(), bytes)];
+            }
+            let codes: Vec<u8> = values.iter().map(|x| nearest(x / factor)).collect();
+            if decoded {
+                let value = |code: &u8| senmon_kernels::blocks::fp8_e4m3_to_f32(*code) * factor;
+                let bytes = codes.iter().flat_map(|code| value(code).to_le_bytes()).collect();
+                return vec![(name.to_owned(), F32, shape.to_vec(), bytes)];
+            }
+            let blocks = vec![shape[0].div_ceil(128), shape[1].div_ceil(128)];
+            let factors =
+                vec![factor; blocks.iter().product()].iter().flat_map(|x| x.to_le_bytes()).collect();
+            vec![
+                (name.to_owned(), F8_E4M3, shape.to_vec(), codes),
+                (format!("{name}_scale_inv"), F32, blocks, factors),
+            ]
+        })
+    };
+    let (eight, plain) = (write(false), write(true));
+    let (stored, loaded) = both_ways(eight.path(), &tokens);
+    assert_eq!(stored, loaded);
+    assert_eq!(stored, both_ways(plain.path(), &tokens).0);
+    assert!(off(&stored, &Golden::of(&folder).numbers("logits")) > 1e-4, "eight bits are not 32");
+    // Without its factors, or with factors of another type, a tensor means nothing.
+    let refused = |without: bool| {
+        let dir = rewritten(&folder, |name, shape, values| {
+            let plain = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            if !name.ends_with("kv_b_proj.weight") {
+                return vec![(name.to_owned(), F32, shape.to_vec(), plain)];
+            }
+            let mut all = vec![(name.to_owned(), F8_E4M3, shape.to_vec(), vec![0x38; values.len()])];
+            if !without {
+                all.push((format!("{name}_scale_inv"), BF16, vec![1, 1], vec![0x80, 0x3f]));
+            }
+            all
+        });
+        checkpoint::open(dir.path(), Audit::Full).map(|_| ()).unwrap_err().to_string()
+    };
+    assert!(refused(true).contains("kv_b_proj.weight_scale_inv"), "{}", refused(true));
+    assert!(refused(false).contains("BF16"), "{}", refused(false));
+}
