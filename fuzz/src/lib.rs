@@ -1,12 +1,13 @@
 //! Fuzzing as tests, on the stable toolchain: damaged inputs for what reads files.
 //!
-//! A target is a function that must neither panic nor take long, whatever the bytes. It returns a word for what came of
-//! them, say an error without its numbers; an input with a new word is kept and damaged further, which stands in for the
-//! coverage that an instrumented build would measure.
+//! A target is a function that must neither panic nor take long, whatever the bytes. It returns a word for
+//! what came of them, say an error without its numbers; an input with a new word is kept and damaged further,
+//! which stands in for the coverage that an instrumented build would measure.
 //!
-//! Without environment variables a fixed number of inputs is tried, always the same. `SENMON_FUZZ_SECONDS` tries for so
-//! long instead, from a seed that is printed; `SENMON_FUZZ_SEED` sets it. An input that fails is written to a file whose
-//! path is in the panic; put into `regressions/TARGET` it is tried first from then on.
+//! Without environment variables a fixed number of inputs is tried, always the same. `SENMON_FUZZ_SECONDS`
+//! tries for so long instead, from a seed that is printed; `SENMON_FUZZ_SEED` sets it. An input that fails is
+//! written to a file whose path is in the panic; put into `regressions/TARGET` it is tried first from then
+//! on.
 
 use std::collections::HashSet;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
@@ -23,8 +24,8 @@ const MAX_LEN: usize = 64 << 10;
 /// No input may take longer: each is at most some 64 KiB.
 const MAX_TIME: Duration = Duration::from_secs(2);
 
-/// Tries `target` on the files of `regressions/NAME`, on `seeds`, then on what becomes of these: `inputs` of them, or as
-/// many as `SENMON_FUZZ_SECONDS` has time for. Panics at the first input that fails.
+/// Tries `target` on the files of `regressions/NAME`, on `seeds`, then on what becomes of these: `inputs` of
+/// them, or as many as `SENMON_FUZZ_SECONDS` has time for. Panics at the first input that fails.
 pub fn fuzz(name: &str, seeds: &[Vec<u8>], inputs: usize, target: impl Fn(&[u8]) -> String) {
     let seconds = number("SENMON_FUZZ_SECONDS");
     let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_nanos() as u64);

@@ -1,5 +1,5 @@
-//! Blocks of every element type: any bytes are decoded, to the same at every instruction set, whole or in pieces; any
-//! numbers are coded.
+//! Blocks of every element type: any bytes are decoded, to the same at every instruction set, whole or in
+//! pieces; any numbers are coded.
 
 use senmon_fuzz::fuzz;
 use senmon_kernels::blocks::{ElementType, can_quantize, dequantize_at, dequantize_by, quantize};

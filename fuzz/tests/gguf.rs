@@ -1,4 +1,5 @@
-//! The reader of GGUF: any bytes are a file or an error of one line; what is read can be written and read again.
+//! The reader of GGUF: any bytes are a file or an error of one line; what is read can be written and read
+//! again.
 
 #![allow(clippy::unwrap_used)]
 

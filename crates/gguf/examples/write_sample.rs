@@ -1,4 +1,5 @@
-//! Writes a small GGUF file with every type of value and of element that Senmon codes to: `write_sample PATH`.
+//! Writes a small GGUF file with every type of value and of element that Senmon codes to: `write_sample
+//! PATH`.
 //!
 //! `tools/gguf/check_container.py` holds what it wrote against the `gguf` package for Python.
 

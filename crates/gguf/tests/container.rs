@@ -1,4 +1,5 @@
-//! Files read and written: what the `gguf` package for Python wrote, there and back, and files that are damaged.
+//! Files read and written: what the `gguf` package for Python wrote, there and back, and files that are
+//! damaged.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,5 @@
-//! Element types against what the `gguf` package for Python, and ggml, make of the same bytes and numbers, bit for bit.
+//! Element types against what the `gguf` package for Python, and ggml, make of the same bytes and numbers,
+//! bit for bit.
 
 use std::path::Path;
 

@@ -1,7 +1,8 @@
 //! Coding to Q4_K and Q6_K: the scale of each group by a search that minimises a weighted squared error.
 //!
-//! The scheme is ggml's: rounding with a few trial scales, for each the scale (and minimum) that fits the rounded elements
-//! best by least squares. The scales are then rounded themselves, and the elements once more with what became of them.
+//! The scheme is ggml's: rounding with a few trial scales, for each the scale (and minimum) that fits the
+//! rounded elements best by least squares. The scales are then rounded themselves, and the elements once more
+//! with what became of them.
 
 use super::floats::{f16_to_f32, f32_to_f16, half_at};
 use super::k::scale_and_min;
