@@ -1,8 +1,8 @@
 """Does a mixture of experts pay on this text? MoE against its dense twin of equal operations per token (the router counted), on the
 same batches for the same number of steps.
 
-Each arm's learning rate is chosen from the same small grid by runs of a quarter of the tokens with seed 0; then every seed is
-trained to the end at that rate. Every finished run is a line of --results, an unfinished one is gone on with from its folder in
+Each arm's learning rate is chosen from the same small grid: runs of a quarter of the tokens with seed 0 give the best rate of each arm;
+both arms are then trained to the end at both rates with seed 0 and keep the better, at which the other seeds follow. Every finished run is a line of --results, an unfinished one is gone on with from its folder in
 --work: the script can be ended and called again at any time. Without arguments it does all of it; with --table it only prints.
 
 Needs nothing but Python; the binary is target/release/senmon, or --senmon.
@@ -95,6 +95,10 @@ def experiment(args, preset):
     for arm in ARMS:
         grid = [train(args, preset, arm, rate, SEEDS[0], tokens // 4) for rate in rates]
         best[arm] = min(grid, key=lambda run: run["eval_loss"])["lr"]
+    candidates = sorted(set(best.values()))
+    for arm in ARMS:
+        whole = [train(args, preset, arm, rate, SEEDS[0], tokens) for rate in candidates]
+        best[arm] = min(whole, key=lambda run: run["eval_loss"])["lr"]
     for seed in SEEDS:
         for arm in ARMS:
             train(args, preset, arm, best[arm], seed, tokens)
@@ -104,13 +108,16 @@ def table(done):
     """Markdown: what each arm reached, and the paired difference."""
     rows = ["| preset | arm | learning rate | held-out bits per byte, by seed | mean | parameters, active | minutes a run | peak memory | tokens per parameter |",
             "|---|---|---|---|---|---|---|---|---|"]
-    verdicts = []
+    verdicts, others = [], []
     for preset, shape in PRESETS.items():
         reached = {}
         for arm in ARMS:
-            runs = sorted((r for r in done if (r["preset"], r["arm"], r["tokens"]) == (preset, arm, shape["tokens"])), key=lambda r: r["seed"])
-            if not runs:
+            whole = [r for r in done if (r["preset"], r["arm"], r["tokens"]) == (preset, arm, shape["tokens"])]
+            if not whole:
                 continue
+            rate = min((r for r in whole if r["seed"] == SEEDS[0]), key=lambda r: r["eval_loss"])["lr"]
+            runs = sorted((r for r in whole if r["lr"] == rate), key=lambda r: r["seed"])
+            others += [r for r in whole if r["lr"] != rate]
             reached[arm] = {r["seed"]: r["bits_per_byte"] for r in runs}
             bits = [r["bits_per_byte"] for r in runs]
             first = runs[0]
@@ -129,6 +136,8 @@ def table(done):
             if any(runs):
                 shown = ", ".join(f"{r['lr']:g}: {r['bits_per_byte']:.4f}" for r in runs if r)
                 grids.append(f"{preset}, {arm}, {shape['tokens'] // 4_000_000} M tokens, seed {SEEDS[0]}: {shown}.")
+    grids += [f"{r['preset']}, {r['arm']}, {r['tokens'] // 1_000_000} M tokens, seed {r['seed']}: {r['lr']:g}: {r['bits_per_byte']:.4f}."
+              for r in others]
     return "\n".join([*rows, "", *verdicts, "", "The grid:", "", *(f"- {grid}" for grid in grids)])
 
 

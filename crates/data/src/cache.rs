@@ -21,21 +21,11 @@ pub(crate) fn write_whole(
     path: &Path,
     fill: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
 ) -> Result<()> {
-    let failed = |source| DataError::Cache { action: "write", path: path.to_owned(), source };
-    let parent = path.parent().unwrap_or(Path::new("."));
-    // Dropping the temporary file, on any error, removes it.
-    let mut temporary = tempfile::Builder::new().prefix(".part-").tempfile_in(parent).map_err(failed)?;
-    let mut buffered = std::io::BufWriter::with_capacity(1 << 20, temporary.as_file_mut());
-    fill(&mut buffered).map_err(failed)?;
-    buffered.flush().map_err(failed)?;
-    drop(buffered);
-    temporary.as_file().sync_all().map_err(failed)?;
-    temporary.persist(path).map_err(|e| failed(e.error))?;
-    // The rename itself survives a power cut only once the folder is synced, where a folder can be.
-    if let Ok(folder) = fs::File::open(parent) {
-        let _ = folder.sync_all();
-    }
-    Ok(())
+    senmon_files::write_whole(path, fill).map_err(|source| DataError::Cache {
+        action: "write",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]

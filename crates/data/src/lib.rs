@@ -14,7 +14,6 @@ pub mod domains;
 mod error;
 mod eval;
 mod hash;
-mod mapped;
 mod overlap;
 mod progress;
 mod report;

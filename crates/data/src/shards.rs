@@ -22,12 +22,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::JoinHandle;
 
-use memmap2::Mmap;
 use rayon::prelude::*;
 
 use crate::cache;
 use crate::error::{DataError, Result};
-use crate::mapped::map_file;
 use crate::source::{Corpus, Document, PIECE, TextReader};
 use crate::tokenizer::TextTokenizer;
 
@@ -41,7 +39,7 @@ pub(crate) const SHARD_BYTES: u64 = 4 << 20;
 /// The tokens of a shard, mapped.
 #[derive(Debug)]
 pub(crate) struct Shard {
-    map: Mmap,
+    map: senmon_files::Mapped,
     /// Bytes of a token, 2 or 4.
     width: usize,
     tokens: usize,
@@ -52,7 +50,7 @@ impl Shard {
     /// Maps a shard file and checks every byte of it. None if it is not there, cut short or corrupt.
     fn open(path: &std::path::Path) -> Option<Shard> {
         let file = File::open(path).ok()?;
-        let map = map_file(&file).ok()?;
+        let map = senmon_files::map(&file).ok()?;
         let number = |at: usize, n: usize| -> Option<u64> {
             let mut bytes = [0; 8];
             bytes[..n].copy_from_slice(map.get(at..at + n)?);

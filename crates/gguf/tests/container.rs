@@ -99,18 +99,27 @@ fn the_writer_writes_the_bytes_of_the_python_package() {
 }
 
 #[test]
-fn the_alignment_is_the_one_that_is_set() {
+fn every_element_type_is_written_and_read_at_any_alignment() {
     for alignment in [1u32, 8, 64, 4096] {
         let mut writer = Writer::new();
         writer.set("general.alignment", alignment).unwrap();
-        writer.tensor("a", &[3], ElementType::F32).unwrap().tensor("b", &[5], ElementType::F16).unwrap();
-        let mut file = Vec::new();
-        writer.write(&mut file, |tensor, out| out.write_all(&vec![7; tensor.bytes])).unwrap();
+        for (n, ty) in ElementType::ALL.into_iter().enumerate() {
+            writer.tensor(ty.name(), &[1 + n % 3, 3 * ty.block_len()], ty).unwrap();
+        }
+        let (mut file, mut i) = (Vec::new(), 0);
+        let written = writer.write(&mut file, |tensor, out| {
+            i += 1;
+            out.write_all(&counted(i - 1, tensor.bytes))
+        });
+        assert_eq!(written.unwrap(), file.len() as u64);
         let gguf = Gguf::read(&file).unwrap();
         assert_eq!(gguf.alignment(), alignment.into());
-        for tensor in gguf.tensors() {
+        assert_eq!(gguf.tensors().len(), writer.tensors().len());
+        for (i, (tensor, info)) in gguf.tensors().iter().zip(writer.tensors()).enumerate() {
+            assert_eq!((&tensor.name, &tensor.shape), (&info.name, &info.shape));
+            assert_eq!(tensor.element_type, info.element_type);
             assert!(tensor.range.start.is_multiple_of(alignment as usize));
-            assert!(tensor.bytes(&file).unwrap().iter().all(|b| *b == 7));
+            assert_eq!(tensor.bytes(&file).unwrap(), counted(i, info.bytes));
         }
     }
 }

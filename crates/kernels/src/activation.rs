@@ -4,7 +4,7 @@ use crate::by_level;
 use crate::math::{erf, exp, sigmoid};
 
 /// A non-linearity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
 pub enum Activation {
     /// x · σ(x).
@@ -17,14 +17,17 @@ pub enum Activation {
     Relu2,
     /// x · Φ(x), Φ by tanh: 0.5·x·(1 + tanh(sqrt(2/π)·(x + 0.044715·x³))) (`gelu_new`, `gelu_pytorch_tanh`).
     GeluTanh,
-    /// gpt-oss: gate·σ(1.702·gate) · (up + 1), the gate at most 7 and up within ±7.
-    Clamped,
+    /// gpt-oss: gate·σ(`alpha`·gate) · (up + 1), the gate at most `limit` and up within ±`limit`.
+    Clamped {
+        /// Steepness of the sigmoid; gpt-oss has 1.702.
+        alpha: f32,
+        /// Greatest gate, and greatest magnitude of up; gpt-oss has 7.
+        limit: f32,
+    },
 }
 
-/// Greatest gate, and greatest magnitude of up, of [`Activation::Clamped`].
-pub const CLAMP: f32 = 7.0;
-/// Steepness of the sigmoid of [`Activation::Clamped`].
-const STEEP: f32 = 1.702;
+/// [`Activation::Clamped`] as gpt-oss has it.
+pub const GPT_OSS: Activation = Activation::Clamped { alpha: 1.702, limit: 7.0 };
 
 /// The value and the slope at x.
 #[inline(always)]
@@ -49,10 +52,10 @@ fn at<const FMA: bool>(kind: Activation, x: f32) -> (f32, f32) {
             let s = sigmoid::<FMA>(2.0 * u);
             (x * s, s + 2.0 * x * s * (1.0 - s) * du)
         }
-        Activation::Clamped => {
-            let (inside, x) = (if x <= CLAMP { 1.0 } else { 0.0 }, x.min(CLAMP));
-            let s = sigmoid::<FMA>(STEEP * x);
-            (x * s, inside * s * (1.0 + STEEP * x * (1.0 - s)))
+        Activation::Clamped { alpha, limit } => {
+            let (inside, x) = (if x <= limit { 1.0 } else { 0.0 }, x.min(limit));
+            let s = sigmoid::<FMA>(alpha * x);
+            (x * s, inside * s * (1.0 + alpha * x * (1.0 - s)))
         }
     }
 }
@@ -61,39 +64,38 @@ fn at<const FMA: bool>(kind: Activation, x: f32) -> (f32, f32) {
 #[inline(always)]
 fn up_at(kind: Activation, up: f32) -> (f32, f32) {
     match kind {
-        Activation::Clamped => (up.clamp(-CLAMP, CLAMP) + 1.0, if up.abs() <= CLAMP { 1.0 } else { 0.0 }),
+        Activation::Clamped { limit, .. } => {
+            (up.max(-limit).min(limit) + 1.0, if up.abs() <= limit { 1.0 } else { 0.0 })
+        }
         _ => (up, 1.0),
     }
 }
 
-/// Runs `$body` with the kind a constant in each arm, so that the loops inside vectorise.
+/// Runs `$body` with the kind known in each arm, so that the loops inside vectorise.
 macro_rules! for_kind {
     ($kind:expr, |$k:ident| $body:expr) => {
         match $kind {
             Activation::Silu => {
-                const $k: Activation = Activation::Silu;
+                let $k = Activation::Silu;
                 $body
             }
             Activation::Gelu => {
-                const $k: Activation = Activation::Gelu;
+                let $k = Activation::Gelu;
                 $body
             }
             Activation::Relu => {
-                const $k: Activation = Activation::Relu;
+                let $k = Activation::Relu;
                 $body
             }
             Activation::Relu2 => {
-                const $k: Activation = Activation::Relu2;
+                let $k = Activation::Relu2;
                 $body
             }
             Activation::GeluTanh => {
-                const $k: Activation = Activation::GeluTanh;
+                let $k = Activation::GeluTanh;
                 $body
             }
-            Activation::Clamped => {
-                const $k: Activation = Activation::Clamped;
-                $body
-            }
+            $k @ Activation::Clamped { .. } => $body,
         }
     };
 }
@@ -101,8 +103,8 @@ macro_rules! for_kind {
 by_level! {
     /// `out = act(gate) · up`, element by element.
     pub fn gated(kind: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
-        for_kind!(kind, |KIND| for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
-            *out = at::<FMA>(KIND, *gate).0 * up_at(KIND, *up).0;
+        for_kind!(kind, |known| for ((out, gate), up) in out.iter_mut().zip(gate).zip(up) {
+            *out = at::<FMA>(known, *gate).0 * up_at(known, *up).0;
         })
     }
 }
@@ -110,8 +112,8 @@ by_level! {
 by_level! {
     /// `out = act(x)`, element by element.
     pub fn plain(kind: Activation, x: &[f32], out: &mut [f32]) {
-        for_kind!(kind, |KIND| for (out, x) in out.iter_mut().zip(x) {
-            *out = at::<FMA>(KIND, *x).0;
+        for_kind!(kind, |known| for (out, x) in out.iter_mut().zip(x) {
+            *out = at::<FMA>(known, *x).0;
         })
     }
 }
@@ -119,9 +121,9 @@ by_level! {
 by_level! {
     /// From the gradient of [`gated`]'s result, those of its arguments, in their place.
     pub fn gated_backward(kind: Activation, d_out: &[f32], gate: &mut [f32], up: &mut [f32]) {
-        for_kind!(kind, |KIND| for ((d, gate), up) in d_out.iter().zip(gate).zip(up) {
-            let (value, slope) = at::<FMA>(KIND, *gate);
-            let (up_value, up_slope) = up_at(KIND, *up);
+        for_kind!(kind, |known| for ((d, gate), up) in d_out.iter().zip(gate).zip(up) {
+            let (value, slope) = at::<FMA>(known, *gate);
+            let (up_value, up_slope) = up_at(known, *up);
             *gate = d * up_value * slope;
             *up = d * value * up_slope;
         })
@@ -131,8 +133,8 @@ by_level! {
 by_level! {
     /// From the gradient of [`plain`]'s result, that of its argument, in its place.
     pub fn plain_backward(kind: Activation, d_out: &[f32], x: &mut [f32]) {
-        for_kind!(kind, |KIND| for (d, x) in d_out.iter().zip(x) {
-            *x = d * at::<FMA>(KIND, *x).1;
+        for_kind!(kind, |known| for (d, x) in d_out.iter().zip(x) {
+            *x = d * at::<FMA>(known, *x).1;
         })
     }
 }
@@ -155,13 +157,19 @@ pub fn reference(kind: Activation, x: f64) -> f64 {
             let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
             0.5 * x * (1.0 + u.tanh())
         }
-        Activation::Clamped => x.min(7.0) / (1.0 + (-1.702 * x.min(7.0)).exp()),
+        Activation::Clamped { alpha, limit } => {
+            let x = x.min(limit as f64);
+            x / (1.0 + (-(alpha as f64) * x).exp())
+        }
     }
 }
 
 /// What the up projection contributes, in f64.
 pub fn up_reference(kind: Activation, up: f64) -> f64 {
-    if kind == Activation::Clamped { up.clamp(-7.0, 7.0) + 1.0 } else { up }
+    match kind {
+        Activation::Clamped { limit, .. } => up.max(-limit as f64).min(limit as f64) + 1.0,
+        _ => up,
+    }
 }
 
 #[cfg(test)]
@@ -169,13 +177,14 @@ mod tests {
     use super::*;
     use crate::simd::Level;
 
-    const KINDS: [Activation; 6] = [
+    const KINDS: [Activation; 7] = [
         Activation::Silu,
         Activation::Gelu,
         Activation::Relu,
         Activation::Relu2,
         Activation::GeluTanh,
-        Activation::Clamped,
+        GPT_OSS,
+        Activation::Clamped { alpha: 1.1, limit: 0.7 },
     ];
 
     #[test]

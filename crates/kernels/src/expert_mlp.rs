@@ -11,6 +11,7 @@ use crate::activation::{self, Activation};
 use crate::buffers::Buffer;
 use crate::by_level;
 use crate::dispatch::{Dispatch, EMPTY};
+use crate::elements::Matrix;
 use crate::gemm::{self, Operand, Product};
 use crate::pool::{self, Shared};
 use crate::simd::Level;
@@ -19,7 +20,7 @@ use crate::simd::Level;
 const ROWS: usize = 64;
 
 /// What all experts of a layer have in common.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shape {
     /// H.
     pub hidden: usize,
@@ -38,20 +39,22 @@ impl Shape {
     }
 }
 
-/// The first half: `x` \[T, H\], `w` \[E, P, H\], `bias` \[E, P\] (none: 0) → `pre` \[N, P\], `a` \[N, I\].
+/// The first half: `x` \[T, H\], `w` the experts' matrices, E of \[P, H\] or, gate and up apart, 2·E of \[I, H\], `bias` \[E, P\] (none: 0) → `pre` \[N, P\], `a` \[N, I\].
 pub fn up(
     level: Level,
     d: &Dispatch,
     s: Shape,
     x: &[f32],
-    w: &[f32],
+    w: &[Matrix],
     bias: Option<&[f32]>,
     pre: &mut [f32],
     a: &mut [f32],
 ) {
     let (h, i, p) = (s.hidden, s.intermediate, s.pre());
     expect("x", x.len(), d.tokens * h);
-    expect("w", w.len(), d.experts() * p * h);
+    let apart = s.gated && w.len() == 2 * d.experts();
+    expect("w", w.len(), if apart { 2 * d.experts() } else { d.experts() });
+    assert!(w.iter().all(|w| (w.rows, w.cols) == (if apart { i } else { p }, h)), "w is [E, P, H]");
     expect("pre", pre.len(), d.rows() * p);
     expect("a", a.len(), d.rows() * i);
     if let Some(bias) = bias {
@@ -61,16 +64,21 @@ pub fn up(
         .touched()
         .map(|e| {
             let rows = d.rows_of(e);
+            let (b, twin_b) = match apart {
+                true => (w[2 * e], Some(Operand::weight(w[2 * e + 1]))),
+                false => (w[e], None),
+            };
             Product {
                 m: rows.len(),
                 n: i,
                 k: h,
                 a: from_tokens(d, x, h, rows.clone(), true),
-                b: Operand::k_inner(&w[e * p * h..][..p * h], h),
+                b: Operand::weight(b),
                 c_start: rows.start * p,
                 c_stride: p,
                 accumulate: false,
                 twin: s.gated.then_some(i),
+                twin_b,
             }
         })
         .collect();
@@ -153,6 +161,7 @@ pub fn up_backward(
                     c_stride: h,
                     accumulate: false,
                     twin: None,
+                    twin_b: None,
                 }
             })
             .collect();
@@ -181,6 +190,7 @@ pub fn up_backward(
                     c_stride: h,
                     accumulate: true,
                     twin: None,
+                    twin_b: None,
                 }
             })
             .collect();
@@ -188,21 +198,22 @@ pub fn up_backward(
     }
 }
 
-/// The second half: `a` \[N, I\], `w` \[E, H, I\], `bias` \[E, H\] (none: 0), `weights` \[T, K\] (none: all 1) → `y` \[T, H\], the
+/// The second half: `a` \[N, I\], `w` the experts' matrices \[H, I\], `bias` \[E, H\] (none: 0), `weights` \[T, K\] (none: all 1) → `y` \[T, H\], the
 /// weighted sum of each token's rows, in the order of its slots.
 pub fn down(
     level: Level,
     d: &Dispatch,
     s: Shape,
     a: &[f32],
-    w: &[f32],
+    w: &[Matrix],
     bias: Option<&[f32]>,
     weights: Option<&[f32]>,
     y: &mut [f32],
 ) {
     let (h, i) = (s.hidden, s.intermediate);
     expect("a", a.len(), d.rows() * i);
-    expect("w", w.len(), d.experts() * h * i);
+    expect("w", w.len(), d.experts());
+    assert!(w.iter().all(|w| (w.rows, w.cols) == (h, i)), "w is [E, H, I]");
     expect("y", y.len(), d.tokens * h);
     if let Some(bias) = bias {
         expect("the bias", bias.len(), d.experts() * h);
@@ -218,11 +229,12 @@ pub fn down(
                     n: h,
                     k: i,
                     a: Operand::k_inner(&a[rows.start * i..][..rows.len() * i], i),
-                    b: Operand::k_inner(&w[e * h * i..][..h * i], i),
+                    b: Operand::weight(w[e]),
                     c_start: rows.start * h,
                     c_stride: h,
                     accumulate: false,
                     twin: None,
+                    twin_b: None,
                 }
             })
             .collect();
@@ -283,6 +295,7 @@ pub fn down_backward(
                     c_stride: i,
                     accumulate: true,
                     twin: None,
+                    twin_b: None,
                 }
             })
             .collect();
@@ -302,6 +315,7 @@ pub fn down_backward(
                 c_stride: i,
                 accumulate: false,
                 twin: None,
+                twin_b: None,
             }
         })
         .collect();

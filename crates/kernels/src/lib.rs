@@ -7,10 +7,12 @@
 
 pub mod activation;
 pub mod attention;
+pub mod biased_attention;
 pub mod blocks;
 pub mod buffers;
 pub mod cross_entropy;
 pub mod dispatch;
+pub mod elements;
 pub mod embedding;
 pub mod expert_mlp;
 pub mod gemm;

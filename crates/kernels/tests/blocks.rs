@@ -63,7 +63,7 @@ fn numbers_are_coded_to_the_bytes_of_the_package_and_of_ggml() {
         quantize(ty, &x, &mut got);
         let (mut means, mut should) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
         dequantize(ty, &got, &mut means);
-        dequantize(ty, &want, &mut should);
+        dequantize(ty, want, &mut should);
         let unit = ty.block_len();
         for (i, (got, want)) in got.chunks(ty.block_bytes()).zip(want.chunks(ty.block_bytes())).enumerate() {
             // Where the scale of a group is 0, ggml leaves in its elements what means nothing.

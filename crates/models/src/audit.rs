@@ -1,43 +1,61 @@
 //! The audit of a checkpoint: every parameter there once, with its shape, finite; nothing left over unexplained; no expert
 //! twice. Converted checkpoints with experts dropped, duplicated or transposed are refused by name, not run.
+//!
+//! What looks at every byte is done once: that a checkpoint passed is remembered by the paths, sizes and times of its files.
 
-use crate::checkpoint::Files;
-use crate::error::{ModelError, Result};
+use crate::error::Result;
 use crate::families::Family;
 use crate::names::Part;
-use crate::params::param_defs;
+use crate::params::{ParamDef, param_defs};
+use crate::sources::source;
 use crate::spec::{FfnSpec, ModelSpec};
-use std::collections::{HashMap, HashSet};
-use std::path::Path;
+use crate::tensor_files::Files;
+use rayon::prelude::*;
+use senmon_kernels::blocks::dequantize;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
+use std::time::UNIX_EPOCH;
 
-/// Every part is there, with its shape; and no tensor is left over that cannot be explained.
-pub(crate) fn structure(spec: &ModelSpec, parts: &[Part], files: &Files) -> Result<()> {
+/// How much of a checkpoint is looked at when it is opened to run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Audit {
+    /// Names, shapes and types; and, at the first time, every value.
+    #[default]
+    Once,
+    /// Names, shapes, types and every value.
+    Full,
+    /// Names, shapes and types.
+    Structure,
+}
+
+/// Every part is there, with its shape; and no tensor is left over that cannot be explained. Returns the ones that are not
+/// needed, and why they may be there.
+pub(crate) fn structure(
+    spec: &ModelSpec,
+    parts: &[Part],
+    files: &Files,
+) -> Result<Vec<(String, &'static str)>> {
+    structure_of(parts, files, |name| explanation(spec, files, name))
+}
+
+/// [`structure`] of any model, by what explains a tensor that is no part.
+pub(crate) fn structure_of(
+    parts: &[Part],
+    files: &Files,
+    explanation: impl Fn(&str) -> Option<&'static str>,
+) -> Result<Vec<(String, &'static str)>> {
+    let mut known = HashSet::new();
     for part in parts {
-        let refuse = |what: String| {
-            Err(ModelError::Tensor { path: files.path_of(&part.tensor), tensor: part.tensor.clone(), what })
+        known.extend(source(files, part)?.1);
+    }
+    let mut unused = Vec::new();
+    for name in files.tensors.keys().filter(|name| !known.contains(*name)) {
+        let Some(why) = explanation(name) else {
+            return Err(files.refuse(name, "is not part of the model that config.json describes".into()));
         };
-        match files.tensors.get(&part.tensor) {
-            None => return refuse("is missing".into()),
-            Some(entry) if entry.shape != part.shape => {
-                let mut turned = entry.shape.clone();
-                turned.reverse();
-                let hint = if turned == part.shape { ": it is transposed" } else { "" };
-                return refuse(format!(
-                    "has shape {:?}, config.json says {:?}{hint}",
-                    entry.shape, part.shape
-                ));
-            }
-            Some(_) => {}
-        }
+        unused.push((name.clone(), why));
     }
-    let known: HashSet<&str> = parts.iter().map(|part| part.tensor.as_str()).collect();
-    for name in files.tensors.keys().filter(|name| !known.contains(name.as_str())) {
-        if explanation(spec, files, name).is_none() {
-            let what = "is not part of the model that config.json describes".into();
-            return Err(ModelError::Tensor { path: files.path_of(name), tensor: name.clone(), what });
-        }
-    }
-    Ok(())
+    Ok(unused)
 }
 
 /// Why a tensor that the model does not need may be there.
@@ -57,74 +75,143 @@ fn explanation(spec: &ModelSpec, files: &Files, name: &str) -> Option<&'static s
     (name == "lm_head.weight" && spec.tie_embeddings).then_some("the head, which is the embedding")
 }
 
-/// A tensor's values are finite.
-pub(crate) fn finite(files: &Files, tensor: &str, values: &[f32]) -> Result<()> {
-    match values.iter().position(|x| !x.is_finite()) {
-        None => Ok(()),
-        Some(at) => Err(ModelError::Tensor {
-            path: files.path_of(tensor),
-            tensor: tensor.into(),
-            what: format!("element {at} is {}", values[at]),
-        }),
-    }
-}
-
-/// The tensors that were not needed; a tied head must be the embedding.
-pub(crate) fn leftovers(
+/// Every value is finite, a tied head is the embedding, and no two experts of a layer are the same.
+pub(crate) fn content(
     spec: &ModelSpec,
+    family: &Family,
     parts: &[Part],
     files: &Files,
-    params: &[Vec<f32>],
-) -> Result<Vec<(String, &'static str)>> {
-    let known: HashSet<&str> = parts.iter().map(|part| part.tensor.as_str()).collect();
-    let mut unused = Vec::new();
-    for (name, entry) in files.tensors.iter().filter(|(name, _)| !known.contains(name.as_str())) {
-        if name == "lm_head.weight" {
-            let refuse = |what: &str| {
-                Err(ModelError::Tensor { path: files.path_of(name), tensor: name.clone(), what: what.into() })
-            };
-            if entry.shape != [spec.vocab, spec.hidden] {
-                return refuse("tie_word_embeddings is true, but its shape is not the embedding's");
-            }
-            let mut head = vec![0.0; spec.vocab * spec.hidden];
-            files.read(name, &mut head)?;
-            if head != params[0] {
-                return refuse("tie_word_embeddings is true, but it is not the embedding");
-            }
-        }
-        unused.push((name.clone(), explanation(spec, files, name).unwrap_or("")));
+    upcycled: bool,
+) -> Result<()> {
+    finite_all(parts, files)?;
+    if spec.tie_embeddings {
+        tied(spec, parts, files)?;
     }
-    Ok(unused)
+    if upcycled {
+        return Ok(());
+    }
+    twins(&param_defs(spec), parts, files, &|def| {
+        let (layer, size) = of_experts(spec, def)?;
+        Some((format!("model.layers.{layer}.{}", family.names.block), size))
+    })
 }
 
-/// No two experts of a layer are the same.
-pub(crate) fn twins(spec: &ModelSpec, family: &Family, folder: &Path, params: &[Vec<f32>]) -> Result<()> {
-    let defs = param_defs(spec);
-    for (l, layer) in spec.layers.iter().enumerate() {
-        let FfnSpec::Moe(moe) = layer else { continue };
-        let find = |part: &str| defs.iter().position(|def| def.name == format!("layers.{l}.{part}"));
-        let (Some(up), Some(down)) = (find("experts.gate_up"), find("experts.down")) else { continue };
-        let expert = |param: usize, e: usize| {
-            let size = params[param].len() / moe.experts;
-            &params[param][e * size..][..size]
-        };
-        // Equal experts have equal first values: only those are compared whole.
-        let mut by_start: HashMap<Vec<u32>, Vec<usize>> = HashMap::new();
-        for e in 0..moe.experts {
-            let start = expert(up, e).iter().take(8).map(|x| x.to_bits()).collect();
-            let same_start = by_start.entry(start).or_default();
-            let twin = same_start
-                .iter()
-                .find(|&&o| expert(up, o) == expert(up, e) && expert(down, o) == expert(down, e));
-            if let Some(twin) = twin {
-                return Err(ModelError::Tensor {
-                    path: folder.into(),
-                    tensor: format!("model.layers.{l}.{}.experts.{e}", family.names.block),
-                    what: format!("is the same as expert {twin}: the checkpoint was converted wrongly"),
-                });
+/// The values of all parts are finite.
+pub(crate) fn finite_all(parts: &[Part], files: &Files) -> Result<()> {
+    parts.par_iter().try_for_each(|part| finite(files, part))
+}
+
+/// The values of a part are finite.
+fn finite(files: &Files, part: &Part) -> Result<()> {
+    /// Values that are decoded at once.
+    const CHUNK: usize = 1 << 16;
+    let (source, _) = source(files, part)?;
+    let refuse = |at: usize, x: f32| files.refuse(&part.tensor, format!("element {at} is {x}"));
+    if let crate::sources::Source::Numbers(entry, ty) = source {
+        let mut values = vec![0.0; CHUNK.min(part.len())];
+        let size = CHUNK * ty.block_bytes();
+        for (chunk, bytes) in files.bytes(entry).chunks(size).enumerate() {
+            let values = &mut values[..bytes.len() / ty.block_bytes()];
+            dequantize(ty, bytes, values);
+            if let Some(at) = values.iter().position(|x| !x.is_finite()) {
+                return Err(refuse(chunk * CHUNK + at, values[at]));
             }
-            same_start.push(e);
+        }
+        return Ok(());
+    }
+    let mut values = vec![0.0; part.len()];
+    source.read(files, part, &mut values)?;
+    match values.iter().position(|x| !x.is_finite()) {
+        Some(at) => Err(refuse(at, values[at])),
+        None => Ok(()),
+    }
+}
+
+/// A head that is there although it is tied is the embedding.
+fn tied(spec: &ModelSpec, parts: &[Part], files: &Files) -> Result<()> {
+    let head = "lm_head.weight";
+    let (Some(entry), Some(embedding)) = (files.tensors.get(head), parts.first()) else { return Ok(()) };
+    let refuse = |what: &str| Err(files.refuse(head, what.into()));
+    if entry.shape != [spec.vocab, spec.hidden] {
+        return refuse("tie_word_embeddings is true, but its shape is not the embedding's");
+    }
+    let (mut head, mut table) = (vec![0.0; embedding.len()], vec![0.0; embedding.len()]);
+    files.decode("lm_head.weight", &mut head)?;
+    source(files, embedding)?.0.read(files, embedding, &mut table)?;
+    match head == table {
+        true => Ok(()),
+        false => refuse("tie_word_embeddings is true, but it is not the embedding"),
+    }
+}
+
+/// No two experts of a layer are the same. `of_experts` gives the block of a parameter that holds experts' matrices, and the
+/// elements that one expert has in it.
+pub(crate) fn twins(
+    defs: &[ParamDef],
+    parts: &[Part],
+    files: &Files,
+    of_experts: &dyn Fn(&ParamDef) -> Option<(String, usize)>,
+) -> Result<()> {
+    // The bytes of each expert of each layer, in a fixed order of its tensors.
+    let mut experts: BTreeMap<(String, usize), Vec<&[u8]>> = BTreeMap::new();
+    for part in parts {
+        let Some((layer, size)) = of_experts(&defs[part.param]) else { continue };
+        let count = part.len() / size.max(1);
+        for entry in source(files, part)?.0.entries() {
+            let bytes = files.bytes(entry);
+            // A tensor of one expert may be a part of its parameter's.
+            let (first, count) =
+                if count == 0 { (part.offset / size, 1) } else { (part.offset / size.max(1), count) };
+            for (n, bytes) in bytes.chunks(bytes.len().div_ceil(count).max(1)).enumerate() {
+                experts.entry((layer.clone(), first + n)).or_default().push(bytes);
+            }
         }
     }
+    let mut by_start: HashMap<(&str, &[u8]), Vec<usize>> = HashMap::new();
+    for ((layer, expert), bytes) in &experts {
+        // Equal experts begin with equal bytes: only those are compared whole.
+        let start = bytes.first().map_or(&[][..], |bytes| &bytes[..bytes.len().min(32)]);
+        let same_start = by_start.entry((layer.as_str(), start)).or_default();
+        if let Some(twin) = same_start.iter().find(|other| experts[&(layer.clone(), **other)] == *bytes) {
+            let tensor = format!("{layer}.experts.{expert}");
+            let what = format!("is the same as expert {twin}: the checkpoint was converted wrongly");
+            let path = parts.first().map_or_else(PathBuf::new, |part| files.path_of(&part.tensor));
+            return Err(crate::ModelError::Tensor { path, tensor, what });
+        }
+        same_start.push(*expert);
+    }
     Ok(())
+}
+
+/// The layer of a parameter that holds experts' matrices, and the elements that one expert has in it.
+fn of_experts(spec: &ModelSpec, def: &ParamDef) -> Option<(usize, usize)> {
+    let (layer, part) = def.name.strip_prefix("layers.")?.split_once('.')?;
+    let layer: usize = layer.parse().ok()?;
+    let FfnSpec::Moe(moe) = spec.layers.get(layer)? else { return None };
+    matches!(part, "experts.gate_up" | "experts.down").then(|| (layer, def.len() / moe.experts))
+}
+
+/// What a checkpoint that passed is remembered by.
+fn key(files: &Files) -> Option<PathBuf> {
+    let mut hash = blake3::Hasher::new();
+    hash.update(concat!("audit 1 ", env!("CARGO_PKG_VERSION")).as_bytes());
+    for path in &files.paths {
+        let (path, found) = (path.canonicalize().ok()?, std::fs::metadata(path).ok()?);
+        let changed = found.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+        hash.update(format!("\n{} {} {}", path.display(), found.len(), changed.as_nanos()).as_bytes());
+    }
+    Some(senmon_files::cache_folder()?.join("audits").join(hash.finalize().to_hex().as_str()))
+}
+
+/// The checkpoint passed before, and has not changed.
+pub(crate) fn passed(files: &Files) -> bool {
+    key(files).is_some_and(|key| key.is_file())
+}
+
+/// Remembers that the checkpoint passed; where there is no place for it, nothing is.
+pub(crate) fn remember(files: &Files) {
+    let Some(key) = key(files) else { return };
+    if key.parent().is_some_and(|folder| std::fs::create_dir_all(folder).is_ok()) {
+        let _ = senmon_files::write_whole(&key, |_| Ok(()));
+    }
 }

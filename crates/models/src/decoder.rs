@@ -7,10 +7,10 @@ use crate::rope::Rotations;
 use crate::spec::{FfnSpec, MlpSpec, ModelSpec, MoeSpec, NormKind, NormPlace, QkNorm};
 use candle_core::{Device, Tensor};
 use senmon_kernels::expert_mlp::Shape;
-use senmon_kernels::gemm::{self, View};
 use senmon_kernels::rotary::Rope;
 use senmon_moe::layer::MoeParams;
-use senmon_moe::{Ctx, MoeConfig, MoeLayer, Param, Routing, RoutingObserver, SelectionBias};
+use senmon_moe::ops::product_into;
+use senmon_moe::{Ctx, MoeConfig, MoeLayer, Param, Routing, RoutingObserver, SelectionBias, Stored};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -23,6 +23,15 @@ pub enum Slot {
     Param(Param),
     /// State that is saved but has no gradient.
     State(SelectionBias),
+}
+
+/// What a decoder is given for a parameter.
+#[derive(Debug)]
+pub enum Weight {
+    /// Its values.
+    Values(Vec<f32>),
+    /// Matrices as they are stored; only matrices that are multiplied or looked up in.
+    Stored(Stored),
 }
 
 /// A decoder-only transformer with its parameters.
@@ -53,7 +62,7 @@ enum Attention {
 
 #[derive(Debug)]
 enum Ffn {
-    Dense { up: Param, down: Param, shape: Shape },
+    Dense { up: Param, down: Param, biases: Option<(Param, Param)>, shape: Shape },
     Moe(Box<MoeLayer>),
 }
 
@@ -114,6 +123,15 @@ pub type LayerRouting = (usize, Routing);
 impl Decoder {
     /// A decoder from the values of [`param_defs`], in their order; `trainable` gives each a sink for its gradient.
     pub fn new(spec: &ModelSpec, values: Vec<Vec<f32>>, trainable: bool) -> Result<Self> {
+        Self::build(spec, values.into_iter().map(Weight::Values).collect(), trainable)
+    }
+
+    /// A decoder that runs with weights as they are stored.
+    pub fn run(spec: &ModelSpec, weights: Vec<Weight>) -> Result<Self> {
+        Self::build(spec, weights, false)
+    }
+
+    fn build(spec: &ModelSpec, values: Vec<Weight>, trainable: bool) -> Result<Self> {
         spec.validate()?;
         if trainable && let Some(part) = untrained(spec) {
             return Err(ModelError::Option { what: format!("a model with {part} can be run, not trained") });
@@ -127,6 +145,19 @@ impl Decoder {
         let mut by_name = HashMap::new();
         for (index, (def, values)) in defs.iter().zip(values).enumerate() {
             let expected = def.shape.iter().product::<usize>();
+            let values = match values {
+                Weight::Stored(stored) if stored.shape() == def.shape.as_slice() => {
+                    slots.push(Slot::Param(Param::stored(&def.name, stored)));
+                    by_name.insert(def.name.clone(), index);
+                    continue;
+                }
+                Weight::Stored(stored) => {
+                    let what =
+                        format!("{} has shape {:?}, expected {:?}", def.name, stored.shape(), def.shape);
+                    return Err(ModelError::Internal { what });
+                }
+                Weight::Values(values) => values,
+            };
             if values.len() != expected {
                 let what = format!("{} has {} values, expected {expected}", def.name, values.len());
                 return Err(ModelError::Internal { what });
@@ -163,7 +194,8 @@ impl Decoder {
         for (l, ffn) in spec.layers.iter().enumerate() {
             let name = |part: &str| format!("layers.{l}.{part}");
             let inner = a.latent.as_ref().map_or(eps, |latent| latent.norm_eps as f32);
-            let plain = |name: &str| -> Result<Norm> { Ok(Norm { weight: get(name)?, bias: None, eps: inner }) };
+            let plain =
+                |name: &str| -> Result<Norm> { Ok(Norm { weight: get(name)?, bias: None, eps: inner }) };
             let attention = match &a.latent {
                 None => Attention::Heads(Box::new(AttentionBlock {
                     spec: a.clone(),
@@ -194,7 +226,10 @@ impl Decoder {
                             (get(&name("q_a"))?, Some(second))
                         }
                     },
+                    q_bias: optional(&name("q_a_bias")),
                     kv_a: get(&name("kv_a"))?,
+                    kv_bias: optional(&name("kv_a_bias")),
+                    out_bias: optional(&name("out_bias")),
                     kv_a_norm: plain(&name("kv_a_norm"))?,
                     kv_b: get(&name("kv_b"))?,
                     out: get(&name("out"))?,
@@ -204,6 +239,7 @@ impl Decoder {
                 FfnSpec::Dense(mlp) => Ffn::Dense {
                     up: get(&name("gate_up"))?,
                     down: get(&name("down"))?,
+                    biases: optional(&name("gate_up_bias")).zip(optional(&name("down_bias"))),
                     shape: shape(spec.hidden, mlp),
                 },
                 FfnSpec::Moe(moe) => {
@@ -216,6 +252,8 @@ impl Decoder {
                         expert_biases: optional(&name("experts.gate_up_bias"))
                             .zip(optional(&name("experts.down_bias"))),
                         shared: optional(&name("shared.gate_up")).zip(optional(&name("shared.down"))),
+                        shared_biases: optional(&name("shared.gate_up_bias"))
+                            .zip(optional(&name("shared.down_bias"))),
                         shared_gate: optional(&name("shared.gate")),
                         ..MoeParams::new(
                             get(&name("router"))?,
@@ -341,7 +379,7 @@ impl Decoder {
         last_only: bool,
         pass: &mut Pass,
     ) -> Result<Vec<f32>> {
-        let (hidden, vocab) = (self.spec.hidden, self.spec.vocab);
+        let vocab = self.spec.vocab;
         let mut routings = Vec::new();
         let mut x = self.embed(tokens)?;
         let past = cache.len;
@@ -364,10 +402,7 @@ impl Decoder {
         let x = self.final_norm.apply(&x.contiguous()?)?;
         let rows = tokens.len() - first;
         let mut logits = vec![0.0; rows * vocab];
-        senmon_moe::tensor::read2(&x, self.head.tensor(), |x, head| {
-            let (a, b) = (View::rows(x, hidden), View::rows(head, hidden).t());
-            gemm::parallel(rows, vocab, hidden, a, b, &mut logits, vocab, false);
-        })?;
+        senmon_moe::tensor::read(&x, |x| product_into(x, &self.head, &mut logits, false))??;
         if let Some(bias) = &self.head_bias {
             bias.read(|bias| {
                 for row in logits.chunks_exact_mut(vocab) {
@@ -388,13 +423,16 @@ impl Decoder {
         let before = layer.residual.place == NormPlace::Before;
         let h = if before { layer.residual.norm.apply(x)? } else { x.clone() };
         let y = match &layer.ffn {
-            Ffn::Dense { up, down, shape } => senmon_moe::ops::mlp(&h, up, down, *shape)?,
+            Ffn::Dense { up, down, biases, shape } => {
+                senmon_moe::ops::biased_mlp(&h, up, down, biases.as_ref(), *shape)?
+            }
             Ffn::Moe(moe) => {
                 let mut ctx = Ctx {
                     train: pass.train,
                     seed: pass.seed,
                     step: pass.step,
                     layer: l,
+                    sequences: 0,
                     mask: None,
                     forced: pass.forced.and_then(|forced| forced.get(&l)).map(Vec::as_slice),
                     observer: match &mut pass.observer {
@@ -432,7 +470,8 @@ fn moe_config(hidden: usize, moe: &MoeSpec) -> MoeConfig {
         shared_intermediate: moe.shared_intermediate,
         shared_gate: moe.shared_gate,
         router_bias: moe.router_bias,
-        expert_bias: moe.expert_bias,
+        expert_bias: moe.expert.bias,
+        sequence_capacity: None,
         router: moe.router.clone(),
     }
 }
@@ -440,7 +479,10 @@ fn moe_config(hidden: usize, moe: &MoeSpec) -> MoeConfig {
 /// What of a model has no gradients, if anything.
 fn untrained(spec: &ModelSpec) -> Option<&'static str> {
     let a = &spec.attention;
-    let biased = |layer: &FfnSpec| matches!(layer, FfnSpec::Moe(moe) if moe.expert_bias || moe.router_bias);
+    let biased = |layer: &FfnSpec| match layer {
+        FfnSpec::Dense(mlp) => mlp.bias,
+        FfnSpec::Moe(moe) => moe.expert.bias || moe.router_bias || moe.shared_bias,
+    };
     [
         (spec.norm == NormKind::Layer, "LayerNorm"),
         (spec.norm_place == NormPlace::After, "norms after its blocks"),
@@ -449,7 +491,7 @@ fn untrained(spec: &ModelSpec) -> Option<&'static str> {
         (a.latent.is_some(), "latent attention"),
         (a.sinks, "attention sinks"),
         (a.qk_norm == QkNorm::HeadAfter, "norms of queries and keys after the rotation"),
-        (spec.layers.iter().any(biased), "biases on its experts or routers"),
+        (spec.layers.iter().any(biased), "biases on its MLPs, experts or routers"),
     ]
     .into_iter()
     .find_map(|(has, part)| has.then_some(part))

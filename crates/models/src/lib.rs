@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod audit;
+pub mod chat;
 pub mod checkpoint;
 pub mod decoder;
 pub mod error;
@@ -15,9 +16,14 @@ pub mod inspect;
 pub mod names;
 pub mod ops;
 pub mod params;
+pub mod penalties;
 pub mod rope;
 pub mod sampling;
+mod save;
+pub mod seq2seq;
+mod sources;
 pub mod spec;
+mod tensor_files;
 pub mod text;
 
 pub use error::{ModelError, Result};

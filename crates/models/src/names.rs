@@ -50,7 +50,7 @@ pub enum Order {
 
 impl Order {
     /// Where element `at` of a tensor of the file, of shape `shape`, lies in its part of the parameter.
-    fn place(self, shape: &[usize], at: usize) -> usize {
+    pub(crate) fn place(self, shape: &[usize], at: usize) -> usize {
         let last = shape.last().copied().unwrap_or(1).max(1);
         let unturn = |b: usize| b / 2 + b % 2 * (last / 2);
         match self {
@@ -183,6 +183,8 @@ pub fn parts(spec: &ModelSpec, names: &Names) -> Vec<Part> {
                 let (c, rank) = (latent.kv_rank, latent.q_rank.unwrap_or(0));
                 add("self_attn.q_proj.weight", &[q, h], "q", 0);
                 add("self_attn.q_a_proj.weight", &[rank, h], "q_a", 0);
+                add("self_attn.q_a_proj.bias", &[rank], "q_a_bias", 0);
+                add("self_attn.kv_a_proj_with_mqa.bias", &[c + latent.rope], "kv_a_bias", 0);
                 add("self_attn.q_a_layernorm.weight", &[rank], "q_a_norm", 0);
                 add("self_attn.q_b_proj.weight", &[q, rank], "q_b", 0);
                 add("self_attn.kv_a_proj_with_mqa.weight", &[c + latent.rope, h], "kv_a", 0);
@@ -197,9 +199,18 @@ pub fn parts(spec: &ModelSpec, names: &Names) -> Vec<Part> {
         add(&format!("{ffn_norm}.bias"), &[h], "ffn_norm_bias", 0);
         let mut mlp =
             |prefix: &str, [gate, up, down]: [&str; 3], into: [&str; 2], spec: &MlpSpec, expert: usize| {
-                let i = spec.intermediate;
-                let first = expert * spec.pre() * h;
+                let (i, p) = (spec.intermediate, spec.pre());
+                let first = expert * p * h;
                 let tensor = |part: &str| format!("{prefix}.{part}.weight");
+                if spec.bias {
+                    let bias = |part: &str| format!("{prefix}.{part}.bias");
+                    let [pre, out] = into.map(|into| format!("{into}_bias"));
+                    if spec.gated {
+                        add(&bias(gate), &[i], &pre, expert * p);
+                    }
+                    add(&bias(up), &[i], &pre, expert * p + if spec.gated { i } else { 0 });
+                    add(&bias(down), &[h], &out, expert * h);
+                }
                 if spec.gated {
                     add(&tensor(gate), &[i, h], into[0], first);
                     add(&tensor(up), &[i, h], into[0], first + i * h);
@@ -280,7 +291,7 @@ mod tests {
         fn the_parts_of_a_checkpoint_tile_every_parameter(seed: u64, odd: bool) {
             let spec = if odd { odd_spec(seed) } else { test_spec(seed) };
             let turned = Names { experts: Experts::FusedTurned(["experts.a", "experts.b"]), ..PLAIN };
-            let biased = spec.layers.iter().any(|l| matches!(l, FfnSpec::Moe(moe) if moe.expert_bias));
+            let biased = spec.layers.iter().any(|l| matches!(l, FfnSpec::Moe(moe) if moe.expert.bias));
             let defs = param_defs(&spec);
             let mut covered: Vec<Vec<(usize, usize)>> = vec![Vec::new(); defs.len()];
             let mut names = std::collections::HashSet::new();

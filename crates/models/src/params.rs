@@ -50,6 +50,12 @@ impl ParamDef {
         self.shape.iter().product()
     }
 
+    /// A matrix that can stay as it is in a file. Routers compute in f32, and they and gates are small.
+    pub fn stays(&self) -> bool {
+        let small = [".router", ".shared.gate"].iter().any(|end| self.name.ends_with(end));
+        self.kind == ParamKind::Weight && self.shape.len() >= 2 && !small
+    }
+
     /// It has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -100,11 +106,17 @@ pub fn param_defs(spec: &ModelSpec) -> Vec<ParamDef> {
                     None => add(name("q"), &[q, h], Weight, normal),
                     Some(rank) => {
                         add(name("q_a"), &[rank, h], Weight, normal);
+                        if a.qkv_bias {
+                            add(name("q_a_bias"), &[rank], Bias, Zeros);
+                        }
                         add(name("q_a_norm"), &[rank], Norm, Ones);
                         add(name("q_b"), &[q, rank], Weight, normal);
                     }
                 }
                 add(name("kv_a"), &[c + latent.rope, h], Weight, normal);
+                if a.qkv_bias {
+                    add(name("kv_a_bias"), &[c + latent.rope], Bias, Zeros);
+                }
                 add(name("kv_a_norm"), &[c], Norm, Ones);
                 add(name("kv_b"), &[a.heads * (latent.nope + latent.value), c], Weight, normal);
                 add(name("out"), &[h, a.heads * latent.value], Weight, normal);
@@ -121,6 +133,10 @@ pub fn param_defs(spec: &ModelSpec) -> Vec<ParamDef> {
             FfnSpec::Dense(mlp) => {
                 add(name("gate_up"), &[mlp.pre(), h], Weight, normal);
                 add(name("down"), &[h, mlp.intermediate], Weight, normal);
+                if mlp.bias {
+                    add(name("gate_up_bias"), &[mlp.pre()], Bias, Zeros);
+                    add(name("down_bias"), &[h], Bias, Zeros);
+                }
             }
             FfnSpec::Moe(moe) => {
                 let (e, p, i) = (moe.experts, moe.expert.pre(), moe.expert.intermediate);
@@ -133,7 +149,7 @@ pub fn param_defs(spec: &ModelSpec) -> Vec<ParamDef> {
                 }
                 add(name("experts.gate_up"), &[e, p, h], Weight, normal);
                 add(name("experts.down"), &[e, h, i], Weight, normal);
-                if moe.expert_bias {
+                if moe.expert.bias {
                     add(name("experts.gate_up_bias"), &[e, p], Bias, Zeros);
                     add(name("experts.down_bias"), &[e, h], Bias, Zeros);
                 }
@@ -141,6 +157,10 @@ pub fn param_defs(spec: &ModelSpec) -> Vec<ParamDef> {
                     let shared = moe.shared();
                     add(name("shared.gate_up"), &[shared.pre(), h], Weight, normal);
                     add(name("shared.down"), &[h, shared.intermediate], Weight, normal);
+                    if shared.bias {
+                        add(name("shared.gate_up_bias"), &[shared.pre()], Bias, Zeros);
+                        add(name("shared.down_bias"), &[h], Bias, Zeros);
+                    }
                 }
                 if moe.has_shared_gate() {
                     add(name("shared.gate"), &[1, h], Weight, normal);

@@ -12,13 +12,15 @@ pub struct Sampling {
     pub top_k: usize,
     /// Only the likeliest that together have this probability.
     pub top_p: f32,
+    /// Only tokens with at least this part of the likeliest one's probability; 0 for all.
+    pub min_p: f32,
     /// Everything random follows from it.
     pub seed: u64,
 }
 
 impl Default for Sampling {
     fn default() -> Self {
-        Self { temperature: 0.8, top_k: 0, top_p: 0.95, seed: 0 }
+        Self { temperature: 0.8, top_k: 0, top_p: 0.95, min_p: 0.0, seed: 0 }
     }
 }
 
@@ -31,6 +33,9 @@ impl Sampling {
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return refuse(format!("top-p = {} must be above 0 and at most 1", self.top_p));
+        }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return refuse(format!("min-p = {} must be from 0 to 1", self.min_p));
         }
         Ok(())
     }
@@ -57,6 +62,11 @@ impl Sampling {
         let greatest = logits[first as usize];
         let weight =
             |i: &u32| (f64::from(logits[*i as usize] - greatest) / f64::from(self.temperature)).exp();
+        if self.min_p > 0.0 {
+            // The likeliest weighs 1.
+            order.retain(|i| weight(i) >= f64::from(self.min_p));
+            order.sort_unstable_by(falling);
+        }
         if self.top_p < 1.0 {
             let enough = f64::from(self.top_p) * order.iter().map(weight).sum::<f64>();
             let kept = nucleus(&mut order, falling, weight, enough);
@@ -117,7 +127,7 @@ mod tests {
     #[test]
     fn tokens_come_as_often_as_they_should() {
         let logits: Vec<f32> = [0.1f32, 0.2, 0.3, 0.4].iter().map(|p| p.ln()).collect();
-        let all = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 3 };
+        let all = Sampling { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 3 };
         for (count, p) in counts(&all, &logits).iter().zip([0.1, 0.2, 0.3, 0.4]) {
             assert!((*count as f64 / 20_000.0 - p).abs() < 0.015);
         }
@@ -125,6 +135,9 @@ mod tests {
         assert!(two[0] + two[1] == 0 && (two[3] as f64 / 20_000.0 - 4.0 / 7.0).abs() < 0.015);
         let most = counts(&Sampling { top_p: 0.65, ..all.clone() }, &logits);
         assert!(most[0] + most[1] == 0 && most[2] > 0);
+        // 0.1 and 0.2 are less than 0.6 of 0.4.
+        let near = counts(&Sampling { min_p: 0.6, ..all.clone() }, &logits);
+        assert!(near[0] + near[1] == 0 && (near[3] as f64 / 20_000.0 - 4.0 / 7.0).abs() < 0.015);
         let cold = counts(&Sampling { temperature: 0.5, ..all.clone() }, &logits);
         assert!((cold[3] as f64 / 20_000.0 - 16.0 / 30.0).abs() < 0.015);
         assert_eq!(counts(&all, &logits), counts(&all, &logits));

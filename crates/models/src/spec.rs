@@ -223,6 +223,9 @@ pub struct MlpSpec {
     pub activation: Activation,
     /// Has a gate projection.
     pub gated: bool,
+    /// Its projections have biases.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub bias: bool,
 }
 
 /// A layer of experts.
@@ -243,9 +246,9 @@ pub struct MoeSpec {
     /// The router's product has a bias \[E\] (gpt-oss).
     #[serde(default, skip_serializing_if = "is_default")]
     pub router_bias: bool,
-    /// Experts have biases (gpt-oss).
+    /// The shared experts have biases.
     #[serde(default, skip_serializing_if = "is_default")]
-    pub expert_bias: bool,
+    pub shared_bias: bool,
     /// How tokens choose.
     pub router: RouterConfig,
 }
@@ -480,8 +483,11 @@ impl ModelSpec {
         let attention = 2 * norm
             + self.attention_matrices()
             + match &a.latent {
+                Some(l) => {
+                    let (c, rank) = (l.kv_rank as u128, l.q_rank.unwrap_or(0) as u128);
+                    c + rank + if a.qkv_bias { c + l.rope as u128 + rank } else { 0 }
+                }
                 None if a.qkv_bias => q + 2 * kv,
-                Some(l) => l.kv_rank as u128 + l.q_rank.unwrap_or(0) as u128,
                 None => 0,
             }
             + if a.out_bias { h } else { 0 }
@@ -543,8 +549,7 @@ impl FfnSpec {
                     + if moe.router_bias { e } else { 0 }
                     + moe.shared().parameters(hidden)
                     + if moe.has_shared_gate() { h } else { 0 };
-                let biases = if moe.expert_bias { moe.expert.pre() as u128 + h } else { 0 };
-                let one = moe.expert.parameters(hidden) + biases;
+                let one = moe.expert.parameters(hidden);
                 (every + e * one, every + k * one)
             }
         }
@@ -555,7 +560,14 @@ impl MlpSpec {
     /// Parameters for a residual stream of width `hidden`.
     pub fn parameters(&self, hidden: usize) -> u128 {
         let matrices = if self.gated { 3 } else { 2 };
-        matrices * hidden as u128 * self.intermediate as u128
+        let h = hidden as u128;
+        let biases = if self.bias && self.intermediate > 0 { self.pre() as u128 + h } else { 0 };
+        matrices * h * self.intermediate as u128 + biases
+    }
+
+    /// A gated MLP with SiLU and without biases.
+    pub fn gated(intermediate: usize) -> Self {
+        Self { intermediate, activation: Activation::Silu, gated: true, bias: false }
     }
 
     /// P, rows of the first matrix.
@@ -574,14 +586,15 @@ impl MoeSpec {
             shared_intermediate: 0,
             shared_gate: false,
             router_bias: false,
-            expert_bias: false,
+            shared_bias: false,
             router: RouterConfig::default(),
         }
     }
 
     /// The shared experts together, as one MLP; of width 0 when there are none.
     pub fn shared(&self) -> MlpSpec {
-        MlpSpec { intermediate: self.shared_intermediate, ..self.expert.clone() }
+        let bias = self.shared_bias;
+        MlpSpec { intermediate: self.shared_intermediate, bias, ..self.expert.clone() }
     }
 
     /// There are shared experts, and they have a gate.
@@ -599,6 +612,7 @@ pub(crate) fn test_spec(seed: u64) -> ModelSpec {
         intermediate: 1 + pick(i, 9),
         activation: Activation::Silu,
         gated: pick(i + 1, 2) == 0,
+        bias: false,
     };
     let kv_heads = 1 + pick(0, 3);
     ModelSpec {
@@ -671,7 +685,8 @@ pub(crate) fn odd_spec(seed: u64) -> ModelSpec {
         if let FfnSpec::Moe(moe) = layer {
             moe.shared_gate = pick(20 + l as u64, 2) == 0;
             moe.router_bias = pick(30 + l as u64, 2) == 0;
-            moe.expert_bias = pick(40 + l as u64, 2) == 0;
+            moe.expert.bias = pick(40 + l as u64, 2) == 0;
+            moe.shared_bias = pick(50 + l as u64, 2) == 0;
         }
     }
     spec
@@ -683,7 +698,7 @@ mod tests {
 
     /// A specification that is valid and plain.
     fn plain() -> ModelSpec {
-        let mlp = MlpSpec { intermediate: 12, activation: Activation::Silu, gated: true };
+        let mlp = MlpSpec::gated(12);
         let mut spec = test_spec(0);
         spec.vocab = 100;
         spec.hidden = 16;
@@ -747,7 +762,7 @@ mod tests {
     #[test]
     fn sizes_that_overflow_are_refused() {
         let mut spec = plain();
-        let huge = MlpSpec { intermediate: LIMIT, activation: Activation::Silu, gated: true };
+        let huge = MlpSpec::gated(LIMIT);
         (spec.hidden, spec.vocab, spec.attention.heads, spec.attention.kv_heads) =
             (LIMIT, LIMIT, LIMIT, LIMIT);
         spec.attention.head_dim = LIMIT;

@@ -6,7 +6,6 @@ mod common;
 
 use proptest::prelude::*;
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use senmon_kernels::activation::Activation;
 use senmon_models::checkpoint::{self, Checkpoint};
 use senmon_models::families::{FAMILIES, best_family};
 use senmon_models::names::parts;
@@ -21,7 +20,7 @@ use std::sync::LazyLock;
 
 /// A small model in the layout of that family.
 fn spec(family: &str) -> ModelSpec {
-    let mlp = |intermediate| MlpSpec { intermediate, activation: Activation::Silu, gated: true };
+    let mlp = |intermediate| MlpSpec::gated(intermediate);
     let moe = |router: RouterConfig, shared| {
         FfnSpec::Moe(MoeSpec { shared_intermediate: shared, router, ..MoeSpec::plain(4, 2, mlp(6)) })
     };

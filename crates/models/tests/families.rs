@@ -123,7 +123,7 @@ fn rotary_positions_of_both_versions() {
     ] {
         for name in known() {
             let text = with(name, json!({ key: value.clone() })).unwrap_err().to_string();
-            let named = text.contains(key) || text.contains("partial_rotary_factor");
+            let named = [key, "partial_rotary_factor", "rope_type"].iter().any(|name| text.contains(name));
             assert!(named && text.contains("config.json"), "{name} {key} = {value}: {text}");
         }
     }
@@ -177,7 +177,7 @@ fn bent_speeds_of_both_versions() {
         json!({ "rope_type": "yarn", "factor": 4.0, "beta_fast": 16.0, "truncate": false }),
         json!({ "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0 }),
     ] {
-        for name in known() {
+        for name in known().filter(|name| *name != "phimoe") {
             let spec = with(name, json!({ "rope_parameters": table.clone() })).unwrap();
             assert_eq!(read(&config_json(&spec, name).unwrap().1).unwrap(), spec, "{name} {table}");
         }
@@ -189,7 +189,6 @@ fn keys_that_change_the_maths_are_refused_by_name() {
     for (name, key, value) in [
         ("olmoe", "clip_qkv", json!(8.0)),
         ("olmoe", "sliding_window", json!(16)),
-        ("llama", "mlp_bias", json!(true)),
         ("qwen3", "use_sliding_window", json!(true)),
         ("llama", "hidden_act", json!("mish")),
         ("llama", "hidden_act", json!(1)),
@@ -211,13 +210,11 @@ fn keys_that_change_the_maths_are_refused_by_name() {
             "layer_types",
             json!(["sliding_attention", "sliding_attention", "sliding_attention", "sliding_attention"]),
         ),
-        ("gpt_oss", "swiglu_limit", json!(5.0)),
+        ("gpt_oss", "swiglu_limit", json!(0.0)),
         ("gpt_oss", "quantization_config", json!({ "quant_method": "fp8" })),
         ("deepseek_v2", "norm_topk_prob", json!(true)),
         ("deepseek_v2", "topk_method", json!("noaux_tc")),
         ("deepseek_v3", "scoring_func", json!("softmax")),
-        ("deepseek_v3", "attention_bias", json!(true)),
-        ("ernie4_5_moe", "use_bias", json!(true)),
         ("ernie4_5_moe", "moe_layer_interval", json!(0)),
         ("ernie4_5_moe", "moe_layer_end_index", json!(-2)),
         ("phimoe", "num_experts_per_tok", json!(1)),

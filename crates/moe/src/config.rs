@@ -22,6 +22,8 @@ pub struct RouterConfig {
     pub jitter: f64,
     /// Factor on the standard deviation that the router's weights start from.
     pub init_scale: f64,
+    /// `softmax_bias` divides its weights by their sum, or by this where the sum is less.
+    pub least_sum: f64,
     /// ε of `sparsemixer`: logits within 2ε of the greatest, in parts of it, share the softmax.
     pub sparsemixer_eps: f64,
 }
@@ -48,6 +50,7 @@ impl Default for RouterConfig {
             group_mask: GroupMask::Inf,
             jitter: 0.0,
             init_scale: 1.0,
+            least_sum: 1e-12,
             sparsemixer_eps: 0.01,
         }
     }

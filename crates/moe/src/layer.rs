@@ -38,6 +38,8 @@ pub struct MoeConfig {
     pub router_bias: bool,
     /// Experts have biases, \[E, P\] and \[E, H\] (gpt-oss): such a layer runs, it does not train.
     pub expert_bias: bool,
+    /// Tokens of a sequence that an expert takes, the first ones; those beyond get nothing from it (transformers' Switch).
+    pub sequence_capacity: Option<usize>,
     /// How tokens choose.
     pub router: RouterConfig,
 }
@@ -56,6 +58,7 @@ impl MoeConfig {
             shared_gate: false,
             router_bias: false,
             expert_bias: false,
+            sequence_capacity: None,
             router: RouterConfig::default(),
         }
     }
@@ -91,6 +94,8 @@ pub struct MoeParams {
     pub expert_biases: Option<(Param, Param)>,
     /// \[P', H\] and \[H, I'\] of the shared experts together.
     pub shared: Option<(Param, Param)>,
+    /// Biases of the shared experts, \[P'\] and \[H\]; with them a layer runs, it does not train.
+    pub shared_biases: Option<(Param, Param)>,
     /// \[1, H\].
     pub shared_gate: Option<Param>,
 }
@@ -106,6 +111,7 @@ impl MoeParams {
             down,
             expert_biases: None,
             shared: None,
+            shared_biases: None,
             shared_gate: None,
         }
     }
@@ -143,6 +149,8 @@ pub struct Ctx<'a> {
     pub step: u64,
     /// Which layer this is, for the random numbers and the observer.
     pub layer: usize,
+    /// Sequences of equal length that the tokens are, one after another; 0 is 1.
+    pub sequences: usize,
     /// 1 for tokens that count, 0 for padding: \[T\]. Padding is sent nowhere and counted nowhere.
     pub mask: Option<&'a [bool]>,
     /// The experts of an earlier pass, \[T, K\], to be used again.
@@ -229,6 +237,7 @@ impl MoeLayer {
             },
             shared_gate: gated.then(|| get("shared.gate", &[1, h], 0.02)).transpose()?,
             selection_bias,
+            shared_biases: None,
             gate_up: get("experts.gate_up", &[e, p, h], 0.02)?,
             down: get("experts.down", &[e, h, i], 0.02)?,
             shared,
@@ -240,7 +249,7 @@ impl MoeLayer {
     pub fn from_params(config: MoeConfig, params: MoeParams) -> Result<Self> {
         let (e, h) = (config.experts, config.hidden);
         let expect = |what, param: &Param, shape: &[usize]| {
-            let found = param.tensor().dims();
+            let found = param.dims();
             if found == shape {
                 return Ok(());
             }
@@ -261,6 +270,10 @@ impl MoeLayer {
         if let Some((up, down)) = &params.expert_biases {
             expect("experts.gate_up_bias", up, &[e, s.pre()])?;
             expect("experts.down_bias", down, &[e, h])?;
+        }
+        if let Some((up, down)) = &params.shared_biases {
+            expect("shared.gate_up_bias", up, &[config.shared_shape().pre()])?;
+            expect("shared.down_bias", down, &[h])?;
         }
         if let Some(gate) = &params.shared_gate {
             expect("shared.gate", gate, &[1, h])?;
@@ -305,7 +318,8 @@ impl MoeLayer {
         let (down, bias) = (&self.params.down, biases.map(|b| &b.1));
         let mut y = ops::down_combine(&a, down, bias, &routing.weights, &dispatch, s)?;
         if let Some((up, down)) = &self.params.shared {
-            let mut shared = ops::mlp(&x, up, down, self.config.shared_shape())?;
+            let biases = self.params.shared_biases.as_ref();
+            let mut shared = ops::biased_mlp(&x, up, down, biases, self.config.shared_shape())?;
             if let Some(gate) = &self.params.shared_gate {
                 shared = shared.broadcast_mul(&sigmoid(&ops::linear(&x, gate)?)?)?;
             }
@@ -353,6 +367,13 @@ impl MoeLayer {
             }
             _ => None,
         };
+        let mut dropped = 0;
+        if let Some(capacity) = self.config.sequence_capacity {
+            let slots = tokens.div_ceil(ctx.sequences.max(1)).max(1) * k;
+            for sequence in choice.experts.chunks_mut(slots) {
+                dropped += drop_beyond(sequence, e, capacity);
+            }
+        }
         let counted = match &mask {
             None => tokens as f64,
             Some(mask) => mask.sum_all()?.to_scalar::<f32>()?.max(1.0) as f64,
@@ -386,7 +407,7 @@ impl MoeLayer {
             mean_scores,
             z,
             entropy,
-            dropped: 0,
+            dropped,
             logits,
         };
         Ok((routing, Arc::new(dispatch)))
@@ -405,6 +426,21 @@ fn blank(experts: &mut [u32], mask: &[bool], top_k: usize) {
             slots.fill(EMPTY);
         }
     }
+}
+
+/// Empties the slots beyond the first `capacity` of each expert, and says how many.
+fn drop_beyond(experts: &mut [u32], count: usize, capacity: usize) -> usize {
+    let (mut taken, mut dropped) = (vec![0; count], 0);
+    for slot in experts.iter_mut() {
+        let Some(taken) = taken.get_mut(*slot as usize) else { continue };
+        if *taken == capacity {
+            *slot = EMPTY;
+            dropped += 1;
+        } else {
+            *taken += 1;
+        }
+    }
+    dropped
 }
 
 /// Slots of each expert.

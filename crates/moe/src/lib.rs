@@ -32,6 +32,7 @@ pub mod param;
 pub mod reference;
 pub mod rng;
 pub mod router;
+pub mod stored;
 pub mod tensor;
 
 pub use candle_core;
@@ -39,3 +40,4 @@ pub use config::{BalanceConfig, RouterConfig};
 pub use error::{MoeError, Result};
 pub use layer::{Ctx, MoeConfig, MoeLayer, MoeParams, Routing, RoutingObserver, SelectionBias};
 pub use param::{Param, Sink};
+pub use stored::{Stored, StoredMatrix};

@@ -8,14 +8,66 @@ use crate::tensor::{own, read, read2, slice};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape as TensorShape, Tensor, bail};
 use senmon_kernels::buffers::Buffer;
 use senmon_kernels::dispatch::Dispatch;
+use senmon_kernels::elements::Matrix;
 use senmon_kernels::expert_mlp::{self, Shape};
-use senmon_kernels::gemm::{self, View};
+use senmon_kernels::gemm::{self, Operand, Product, View};
 use senmon_kernels::simd::Level;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// `y` \[.., O\] = `x` \[.., I\] · `w`ᵀ, with `w` \[O, I\].
 pub fn linear(x: &Tensor, w: &Param) -> Result<Tensor> {
+    if w.as_stored().is_some() {
+        let (&[.., inputs], &[outputs, cols]) = (x.dims(), w.dims()) else { bail!("linear: {:?}", w.dims()) };
+        if inputs != cols {
+            bail!("linear: x {:?} does not fit {} {:?}", x.shape(), w.name(), w.dims());
+        }
+        let mut dims = x.dims().to_vec();
+        dims.last_mut().into_iter().for_each(|last| *last = outputs);
+        let y = read(&x.contiguous()?, |x| product(x, w))??;
+        return own(y.into_vec(), dims);
+    }
     x.contiguous()?.apply_op2(w.tensor(), Linear { sink: w.sink().cloned() })
+}
+
+/// `x` \[T, I\] · `w`ᵀ with `w` \[O, I\], without gradients: \[T, O\].
+pub fn product(x: &[f32], w: &Param) -> Result<Buffer> {
+    let &[outputs, inputs] = w.dims() else { bail!("{}: {:?} is no matrix", w.name(), w.dims()) };
+    let mut y = Buffer::stale(x.len() / inputs.max(1) * outputs);
+    product_into(x, w, &mut y, false)?;
+    Ok(y)
+}
+
+/// As [`product`], into `y` or added to it.
+pub fn product_into(x: &[f32], w: &Param, y: &mut [f32], accumulate: bool) -> Result<()> {
+    let &[outputs, inputs] = w.dims() else { bail!("{}: {:?} is no matrix", w.name(), w.dims()) };
+    let rows = x.len() / inputs.max(1);
+    if x.len() != rows * inputs || y.len() != rows * outputs {
+        bail!("{}: {} inputs and {} outputs do not fit {:?}", w.name(), x.len(), y.len(), w.dims());
+    }
+    w.matrices(|parts| {
+        let mut c_start = 0;
+        let products: Vec<Product> = parts
+            .iter()
+            .map(|part| {
+                let (a, b) = (Operand::k_inner(x, inputs), Operand::weight(*part));
+                let product = Product {
+                    m: rows,
+                    n: part.rows,
+                    k: inputs,
+                    a,
+                    b,
+                    c_start,
+                    c_stride: outputs,
+                    accumulate,
+                    twin: None,
+                    twin_b: None,
+                };
+                c_start += part.rows;
+                product
+            })
+            .collect();
+        gemm::run_all(Level::current(), &products, y, |_: gemm::Tile| {});
+    })
 }
 
 /// `a` \[N, I\] from `x` \[T, H\], `w` \[E, P, H\] and `bias` \[E, P\]: for each row of the dispatch, act(gate) · up. A bias has no
@@ -27,6 +79,20 @@ pub fn gated_up(
     dispatch: &Arc<Dispatch>,
     shape: Shape,
 ) -> Result<Tensor> {
+    if w.as_stored().is_some() {
+        let (d, s) = (dispatch, shape);
+        if !fits(w, &[d.experts(), s.pre(), s.hidden]) || x.elem_count() != d.tokens * s.hidden {
+            bail!("gated_up: x {:?} and {} {:?} do not fit {s:?}", x.shape(), w.name(), w.dims());
+        }
+        let mut a = Buffer::stale(d.rows() * s.intermediate).into_vec();
+        let mut pre = Buffer::stale(d.rows() * s.pre());
+        read(&x.contiguous()?, |x| {
+            read_optional(bias, d.experts() * s.pre(), |bias| {
+                w.matrices(|w| expert_mlp::up(Level::current(), d, s, x, w, bias, &mut pre, &mut a))
+            })
+        })???;
+        return own(a, (d.rows(), s.intermediate));
+    }
     let (bias, sink) = (bias.cloned(), w.sink().cloned());
     let op = GatedUp { dispatch: dispatch.clone(), shape, bias, sink, pre: Mutex::default() };
     x.contiguous()?.apply_op2(w.tensor(), op)
@@ -42,23 +108,80 @@ pub fn down_combine(
     dispatch: &Arc<Dispatch>,
     shape: Shape,
 ) -> Result<Tensor> {
+    if w.as_stored().is_some() {
+        return down_stored(a, w, bias, Some(weights), dispatch, shape);
+    }
     let (bias, sink) = (bias.cloned(), w.sink().cloned());
     let op = DownCombine { dispatch: dispatch.clone(), shape, bias, sink };
     a.apply_op3(w.tensor(), &weights.contiguous()?, op)
 }
 
 /// As [`down_combine`] with all weights 1 (dense MLPs and shared experts).
-pub fn down(a: &Tensor, w: &Param, dispatch: &Arc<Dispatch>, shape: Shape) -> Result<Tensor> {
-    let op = DownCombine { dispatch: dispatch.clone(), shape, bias: None, sink: w.sink().cloned() };
+pub fn down(
+    a: &Tensor,
+    w: &Param,
+    bias: Option<&Param>,
+    dispatch: &Arc<Dispatch>,
+    shape: Shape,
+) -> Result<Tensor> {
+    if w.as_stored().is_some() {
+        return down_stored(a, w, bias, None, dispatch, shape);
+    }
+    let (bias, sink) = (bias.cloned(), w.sink().cloned());
+    let op = DownCombine { dispatch: dispatch.clone(), shape, bias, sink };
     a.apply_op2(w.tensor(), op)
+}
+
+/// Whether a weight has this shape; that of one expert for all (a dense MLP) may leave out the 1.
+fn fits(w: &Param, shape: &[usize; 3]) -> bool {
+    w.dims() == shape || shape[0] == 1 && w.dims() == &shape[1..]
+}
+
+/// [`down_combine`] or [`down`] over a stored weight.
+fn down_stored(
+    a: &Tensor,
+    w: &Param,
+    bias: Option<&Param>,
+    weights: Option<&Tensor>,
+    dispatch: &Arc<Dispatch>,
+    shape: Shape,
+) -> Result<Tensor> {
+    let (d, s) = (dispatch, shape);
+    let slots = weights.map_or(d.tokens * d.slots, Tensor::elem_count);
+    let right = a.elem_count() == d.rows() * s.intermediate && slots == d.tokens * d.slots;
+    if !right || !fits(w, &[d.experts(), s.hidden, s.intermediate]) {
+        bail!("down_combine: a {:?} and {} {:?} do not fit {s:?}", a.shape(), w.name(), w.dims());
+    }
+    let mut y = Buffer::stale(d.tokens * s.hidden).into_vec();
+    let mut run = |a: &[f32], weights: Option<&[f32]>| {
+        read_optional(bias, d.experts() * s.hidden, |bias| {
+            w.matrices(|w| expert_mlp::down(Level::current(), d, s, a, w, bias, weights, &mut y))
+        })
+    };
+    match weights {
+        None => read(a, |a| run(a, None))???,
+        Some(weights) => read2(a, &weights.contiguous()?, |a, weights| run(a, Some(weights)))???,
+    }
+    own(y, (d.tokens, s.hidden))
 }
 
 /// An MLP that every token passes: `w_up` \[P, H\] (gate rows, then up rows), `w_down` \[H, I\].
 pub fn mlp(x: &Tensor, w_up: &Param, w_down: &Param, shape: Shape) -> Result<Tensor> {
+    biased_mlp(x, w_up, w_down, None, shape)
+}
+
+/// [`mlp`] with biases \[P\] and \[H\], which have no gradients.
+pub fn biased_mlp(
+    x: &Tensor,
+    w_up: &Param,
+    w_down: &Param,
+    biases: Option<&(Param, Param)>,
+    shape: Shape,
+) -> Result<Tensor> {
     let tokens = x.elem_count() / shape.hidden.max(1);
     let dispatch = Arc::new(Dispatch::whole(tokens));
-    let a = gated_up(x, w_up, None, &dispatch, shape)?;
-    down(&a, w_down, &dispatch, shape)?.reshape(x.shape())
+    let a = gated_up(x, w_up, biases.map(|b| &b.0), &dispatch, shape)?;
+    down(&a, w_down, biases.map(|b| &b.1), &dispatch, shape)?.reshape(x.shape())
 }
 
 /// Adds a weight's gradient: into its sink, or else into zeros that are returned when the weight is tracked.
@@ -210,7 +333,8 @@ impl CustomOp2 for GatedUp {
         let mut a = Buffer::stale(d.rows() * s.intermediate).into_vec();
         let (x, w) = (slice("x", x, lx)?, slice("w", w, lw)?);
         read_optional(self.bias.as_ref(), d.experts() * s.pre(), |bias| {
-            expert_mlp::up(Level::current(), d, s, x, w, bias, &mut pre, &mut a);
+            let w = Matrix::each(w, s.pre(), s.hidden);
+            expert_mlp::up(Level::current(), d, s, x, &w, bias, &mut pre, &mut a);
         })?;
         *self.pre.lock().unwrap_or_else(PoisonError::into_inner) = Some(pre);
         Ok((CpuStorage::F32(a), (d.rows(), s.intermediate).into()))
@@ -264,7 +388,8 @@ impl DownCombine {
         }
         let mut y = vec![0.0; d.tokens * s.hidden];
         read_optional(self.bias.as_ref(), d.experts() * s.hidden, |bias| {
-            expert_mlp::down(Level::current(), d, s, a, w, bias, weights, &mut y);
+            let w = Matrix::each(w, s.hidden, s.intermediate);
+            expert_mlp::down(Level::current(), d, s, a, &w, bias, weights, &mut y);
         })?;
         Ok((CpuStorage::F32(y), (d.tokens, s.hidden).into()))
     }

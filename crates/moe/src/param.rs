@@ -5,28 +5,41 @@
 //! training: it also serves accumulation over micro-batches. A parameter without one is an ordinary tensor whose
 //! gradient comes back from `backward`.
 
+use crate::stored::Stored;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, Var, bail};
+use senmon_kernels::elements::Matrix;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A weight tensor (f32, contiguous, on the CPU) and, in training, where its gradient goes.
+/// A weight tensor (f32, contiguous, on the CPU) and, in training, where its gradient goes; or one that stays as it is stored.
 #[derive(Clone, Debug)]
 pub struct Param {
     name: Arc<str>,
-    tensor: Tensor,
+    values: Values,
     sink: Option<Sink>,
+}
+
+#[derive(Clone, Debug)]
+enum Values {
+    Tensor(Tensor),
+    Stored(Arc<Stored>),
 }
 
 impl Param {
     /// A tensor as it is: frozen, or a candle variable whose gradient `backward` returns.
     pub fn new(name: &str, tensor: Tensor) -> Self {
-        Self { name: name.into(), tensor, sink: None }
+        Self { name: name.into(), values: Values::Tensor(tensor), sink: None }
+    }
+
+    /// A weight as it is stored: frozen.
+    pub fn stored(name: &str, stored: Stored) -> Self {
+        Self { name: name.into(), values: Values::Stored(Arc::new(stored)), sink: None }
     }
 
     /// A variable that starts from `values` and has a sink of zeros.
     pub fn trainable(name: &str, values: Vec<f32>, shape: &[usize]) -> Result<Self> {
         let sink = Sink(Arc::new(Mutex::new(vec![0.0; values.len()])));
         let tensor = Var::from_vec(values, shape, &candle_core::Device::Cpu)?.as_tensor().clone();
-        Ok(Self { name: name.into(), tensor, sink: Some(sink) })
+        Ok(Self { name: name.into(), values: Values::Tensor(tensor), sink: Some(sink) })
     }
 
     /// The name, as in the list of a model's parameters.
@@ -34,9 +47,40 @@ impl Param {
         &self.name
     }
 
-    /// The values.
+    /// The values; those of a stored weight are decoded at the first call and kept.
     pub fn tensor(&self) -> &Tensor {
-        &self.tensor
+        match &self.values {
+            Values::Tensor(tensor) => tensor,
+            Values::Stored(stored) => stored.tensor(),
+        }
+    }
+
+    /// The shape.
+    pub fn dims(&self) -> &[usize] {
+        match &self.values {
+            Values::Tensor(tensor) => tensor.dims(),
+            Values::Stored(stored) => stored.shape(),
+        }
+    }
+
+    /// The weight as it is stored, unless it is a tensor.
+    pub fn as_stored(&self) -> Option<&Stored> {
+        match &self.values {
+            Values::Tensor(_) => None,
+            Values::Stored(stored) => Some(stored),
+        }
+    }
+
+    /// Calls `f` with the matrices \[R, C\] of a weight \[.., R, C\], in their order; those of a stored one may be parts of them.
+    pub fn matrices<T>(&self, f: impl FnOnce(&[Matrix]) -> T) -> Result<T> {
+        match &self.values {
+            Values::Stored(stored) => Ok(f(&stored.matrices())),
+            Values::Tensor(tensor) => {
+                let dims = tensor.dims();
+                let [.., rows, cols] = dims else { bail!("{}: {dims:?} is no matrix", self.name) };
+                crate::tensor::read(tensor, |values| f(&Matrix::each(values, *rows, *cols)))
+            }
+        }
     }
 
     /// Where the gradient is gathered, in training.
@@ -62,12 +106,13 @@ impl Param {
                 Ok(())
             }
         }
-        self.tensor.inplace_op1(&Update(std::cell::Cell::new(Some(change))))
+        let Values::Tensor(tensor) = &self.values else { bail!("{}: a stored weight is frozen", self.name) };
+        tensor.inplace_op1(&Update(std::cell::Cell::new(Some(change))))
     }
 
     /// Calls `f` with the values.
     pub fn read<R>(&self, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
-        crate::tensor::read(&self.tensor, f)
+        crate::tensor::read(self.tensor(), f)
     }
 }
 

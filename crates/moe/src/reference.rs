@@ -1,7 +1,7 @@
 //! The experts composed from stock candle ops: what the kernels are held to, and what runs where there are none.
 
 use candle_core::{Result, Tensor};
-use senmon_kernels::activation::{Activation, CLAMP};
+use senmon_kernels::activation::Activation;
 use senmon_kernels::dispatch::EMPTY;
 use senmon_kernels::expert_mlp::Shape;
 
@@ -35,7 +35,7 @@ pub fn mlp(x: &Tensor, up: &Tensor, down: &Tensor, shape: Shape) -> Result<Tenso
         let i = shape.intermediate;
         let up = pre.narrow(1, i, i)?;
         let up = match shape.activation {
-            Activation::Clamped => (up.clamp(-CLAMP, CLAMP)? + 1.0)?,
+            Activation::Clamped { limit, .. } => (up.clamp(-limit, limit)? + 1.0)?,
             _ => up,
         };
         (activate(&pre.narrow(1, 0, i)?, shape.activation)? * up)?
@@ -52,9 +52,9 @@ fn activate(x: &Tensor, kind: Activation) -> Result<Tensor> {
         Activation::Relu => x.relu(),
         Activation::Relu2 => x.relu()?.sqr(),
         Activation::GeluTanh => x.gelu(),
-        Activation::Clamped => {
-            let x = x.minimum(CLAMP)?;
-            &x * candle_nn::ops::sigmoid(&(&x * 1.702)?)?
+        Activation::Clamped { alpha, limit } => {
+            let x = x.minimum(limit)?;
+            &x * candle_nn::ops::sigmoid(&(&x * alpha as f64)?)?
         }
     }
 }

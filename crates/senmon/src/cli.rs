@@ -2,6 +2,8 @@
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use senmon_models::audit::Audit;
+use senmon_models::checkpoint::{self, Opened};
 use std::path::PathBuf;
 
 /// Trains, runs and explains Mixture-of-Experts language models on ordinary CPUs.
@@ -36,6 +38,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Continue a text
     Generate(GenerateArgs),
+    /// Talk with a chat model
+    Chat(ChatArgs),
     /// The logits of given tokens, for comparisons with other programs
     Logits(LogitsArgs),
     /// What is in a model: parameters in total and active, experts, routers, memory
@@ -139,6 +143,49 @@ pub struct TrainArgs {
     pub common: Common,
 }
 
+/// Which model, and how well it is looked at before it is used.
+#[derive(Clone, Debug, Args)]
+pub struct ModelArgs {
+    /// A folder with a model
+    pub model: PathBuf,
+    /// What is checked: full, every value (else only at the first use of a model); structure, names, shapes and types
+    #[arg(long, value_name = "HOW", value_enum)]
+    pub audit: Option<AuditArg>,
+}
+
+/// `5=-1.5`.
+fn token_bias(text: &str) -> Result<(u32, f32), String> {
+    let parsed = text
+        .split_once('=')
+        .and_then(|(id, bias)| Some((id.trim().parse().ok()?, bias.trim().parse().ok()?)));
+    parsed.ok_or_else(|| "expected ID=NUMBER, as in 5=-1.5".to_owned())
+}
+
+/// `--audit`.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum AuditArg {
+    /// Every value.
+    Full,
+    /// Names, shapes and types.
+    Structure,
+}
+
+impl ModelArgs {
+    /// What is checked where the user says nothing: `otherwise`.
+    pub fn audit_or(&self, otherwise: Audit) -> Audit {
+        match self.audit {
+            None => otherwise,
+            Some(AuditArg::Full) => Audit::Full,
+            Some(AuditArg::Structure) => Audit::Structure,
+        }
+    }
+
+    /// Opens the model to run it.
+    pub fn open(&self) -> senmon_models::Result<Opened> {
+        checkpoint::open(&self.model, self.audit_or(Audit::Once))
+    }
+}
+
 /// `eval`.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
@@ -146,8 +193,9 @@ Examples:
   senmon eval runs/first                      # on the held-out part of the text it was trained on
   senmon eval runs/first --data ~/other-text --domains folder")]
 pub struct EvalArgs {
-    /// A folder with a model
-    pub model: PathBuf,
+    /// The model.
+    #[command(flatten)]
+    pub from: ModelArgs,
     /// Text to evaluate on [default: the held-out part of the run's own]
     #[arg(long, value_name = "PATH", num_args = 1..)]
     pub data: Vec<PathBuf>,
@@ -178,8 +226,9 @@ Examples:
   senmon generate runs/first --prompt \"pub fn \"
   senmon generate runs/first --prompt \"# \" --max-tokens 100 --temperature 0 --stop $'\\n\\n'")]
 pub struct GenerateArgs {
-    /// A folder with a model
-    pub model: PathBuf,
+    /// The model.
+    #[command(flatten)]
+    pub from: ModelArgs,
     /// The text to continue
     #[arg(long, short, value_name = "TEXT", default_value = "")]
     pub prompt: String,
@@ -195,15 +244,59 @@ pub struct GenerateArgs {
     /// Only the likeliest tokens that together have this probability
     #[arg(long, value_name = "P", default_value_t = 0.95)]
     pub top_p: f32,
+    /// Only tokens with at least this part of the likeliest one's probability; 0 for all
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub min_p: f32,
+    /// Divides the logits of tokens that were there before, in prompt or text; 1 for none
+    #[arg(long, value_name = "F", default_value_t = 1.0)]
+    pub repetition_penalty: f32,
+    /// Taken from the logits of tokens that the text has
+    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub presence_penalty: f32,
+    /// Taken from the logits of tokens, for each time that the text has them
+    #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub frequency_penalty: f32,
+    /// Added to the logit of a token; -inf rules it out
+    #[arg(long, value_name = "ID=F", value_parser = token_bias, allow_hyphen_values = true)]
+    pub logit_bias: Vec<(u32, f32)>,
+    /// With --json: the log-probability of every token, and those of the likeliest so many
+    #[arg(long, value_name = "N", requires = "json")]
+    pub logprobs: Option<usize>,
     /// Everything random follows from it
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
     /// End before this text
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
+    /// Token ids that the decoder of an encoder-decoder begins with [default: the one that its texts begin with]
+    #[arg(long, value_name = "IDS", value_delimiter = ',', num_args = 1..)]
+    pub decoder_tokens: Vec<u32>,
+    /// Experts that each token uses, instead of the model's own number
+    #[arg(long, value_name = "K")]
+    pub experts_per_token: Option<usize>,
     /// Shared flags.
     #[command(flatten)]
     pub common: Common,
+}
+
+/// `chat`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Example:
+  senmon chat ~/models/OLMoE-1B-7B-Instruct --system \"Answer in one sentence.\"")]
+pub struct ChatArgs {
+    /// What `generate` takes too.
+    #[command(flatten)]
+    pub options: GenerateArgs,
+    /// An instruction before the first question
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// A chat template in Jinja, instead of the model's own
+    #[arg(long, value_name = "FILE")]
+    pub template: Option<PathBuf>,
+    /// Tokens of a conversation, at most [default: 4096, or the model's own length where that is less]
+    #[arg(long, value_name = "N")]
+    pub context: Option<usize>,
 }
 
 /// `logits`.
@@ -212,11 +305,15 @@ pub struct GenerateArgs {
 Example:
   senmon logits runs/first --tokens 5,17,3 --out logits.safetensors   # tensor `logits` [S, V] f32")]
 pub struct LogitsArgs {
-    /// A folder with a model
-    pub model: PathBuf,
+    /// The model.
+    #[command(flatten)]
+    pub from: ModelArgs,
     /// Token ids, separated by commas
     #[arg(long, value_name = "IDS", value_delimiter = ',', num_args = 1.., required = true)]
     pub tokens: Vec<u32>,
+    /// Token ids of the decoder of an encoder-decoder [default: the one that its texts begin with]
+    #[arg(long, value_name = "IDS", value_delimiter = ',', num_args = 1..)]
+    pub decoder_tokens: Vec<u32>,
     /// The file to write
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
@@ -229,8 +326,9 @@ pub struct LogitsArgs {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "Example:\n  senmon inspect runs/first")]
 pub struct InspectArgs {
-    /// A folder with a model
-    pub model: PathBuf,
+    /// The model.
+    #[command(flatten)]
+    pub from: ModelArgs,
     /// Shared flags.
     #[command(flatten)]
     pub common: Common,

@@ -20,6 +20,18 @@ pub fn catch_interrupts() {
     });
 }
 
+/// Ctrl-C ends an answer; where none is given, the program.
+pub fn catch_interrupts_of_answers() {
+    let _ = ctrlc::set_handler(|| {
+        if !ANSWERING.load(Ordering::SeqCst) || INTERRUPTED.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+    });
+}
+
+/// An answer is given.
+pub static ANSWERING: AtomicBool = AtomicBool::new(false);
+
 /// Standard error is a terminal.
 pub fn on_terminal() -> bool {
     std::io::stderr().is_terminal()

@@ -15,6 +15,7 @@ const VERBS: &[&str] = &[
     "train",
     "eval",
     "generate",
+    "chat",
     "logits",
     "inspect",
     "bench",
@@ -178,4 +179,170 @@ fn logits_are_those_that_generation_goes_by() {
     // Without --json the file is all there is.
     assert_eq!(printed(command("--out again")), "");
     assert!(std::fs::read(place.path("again")).unwrap() == bytes);
+}
+
+/// A checkpoint that transformers wrote.
+fn golden(place: &Place, name: &str) -> std::path::PathBuf {
+    let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden").join(name);
+    let to = place.path(name);
+    std::fs::create_dir(&to).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(from.join(file), to.join(file)).unwrap();
+    }
+    to
+}
+
+#[test]
+fn every_value_is_looked_at_once_and_again_when_the_file_changes() {
+    let place = Place::new();
+    let model = golden(&place, "mixtral-top2");
+    let logits = |flags: &str| {
+        let out = place.path("logits.safetensors");
+        place.senmon(&format!("logits {} --tokens 1,2 --out {} {flags}", model.display(), out.display()))
+    };
+    let audits = || std::fs::read_dir(place.path("cache/audits")).map_or(0, Iterator::count);
+    done(logits("--audit structure"));
+    assert_eq!(audits(), 0);
+    done(logits(""));
+    done(logits(""));
+    assert_eq!(audits(), 1);
+    // The last value becomes no number.
+    let file = model.join("model.safetensors");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&file, &bytes).unwrap();
+    for flags in ["", "--audit full"] {
+        let output = logits(flags).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("is NaN") && said.contains("model.safetensors"), "{said}");
+    }
+    done(logits("--audit structure"));
+}
+
+#[test]
+fn a_checkpoint_says_what_stays_in_its_files() {
+    let place = Place::new();
+    let inspect =
+        |name: &str| json(place.senmon(&format!("inspect {} --json", golden(&place, name).display())));
+    let plain = inspect("mixtral-top2");
+    // All but norms and routers lie in the file.
+    assert!(number(&plain, "/memory/mapped") > 20.0 * number(&plain, "/memory/held"));
+    // The experts of gpt-oss lie across in the file.
+    let turned = inspect("gpt_oss-sinks-window-yarn");
+    assert!(number(&turned, "/memory/held") > number(&turned, "/memory/mapped") / 2.0);
+    let text =
+        printed(place.senmon(&format!("inspect {} --audit structure", place.path("mixtral-top2").display())));
+    assert!(text.contains("in the files") && !text.contains("finite"), "{text}");
+}
+
+#[test]
+fn an_encoder_decoder_has_tokens_of_its_decoder() {
+    let place = Place::new();
+    let model = golden(&place, "switch_transformers-within-capacity");
+    let run = |flags: &str| {
+        let out = place.path("logits.safetensors");
+        let mut command =
+            place.senmon(&format!("logits {} --tokens 5,6,7 --out {}", model.display(), out.display()));
+        command.args(flags.split_whitespace()).arg("--json");
+        command
+    };
+    assert_eq!(json(run(""))["shape"], serde_json::json!([1, 64]));
+    assert_eq!(json(run("--decoder-tokens 0,3,4"))["shape"], serde_json::json!([3, 64]));
+    let fails = |mut command: Command, part: &str| {
+        let output = command.output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && said.contains(part), "{said}");
+    };
+    fails(run("--decoder-tokens 64"), "64");
+    fails(place.senmon(&format!("inspect {}", model.display())), "encoder-decoder");
+    let plain = golden(&place, "mixtral-top2");
+    let out = place.path("l.safetensors");
+    let wrong = format!("logits {} --tokens 1 --decoder-tokens 1 --out {}", plain.display(), out.display());
+    fails(place.senmon(&wrong), "--decoder-tokens");
+}
+
+#[test]
+fn another_number_of_experts_is_one_that_the_model_has() {
+    let place = Place::new();
+    done(place.train("--data text --out run"));
+    let run = |k: usize| {
+        place.senmon(&format!("generate run --prompt fn -n 4 --temperature 0 --json --experts-per-token {k}"))
+    };
+    assert_eq!(json(run(1))["tokens"].as_array().map(Vec::len), Some(4));
+    for k in [0, 99] {
+        let output = run(k).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && said.contains("--experts-per-token"), "{said}");
+    }
+}
+
+#[test]
+fn tokens_are_ruled_out_and_their_probabilities_told() {
+    let place = Place::new();
+    done(place.train("--data text --out run"));
+    let run = |flags: &str| {
+        json(place.senmon(&format!("generate run --prompt fn -n 6 --temperature 0 --json {flags}")))
+    };
+    let plain = run("--logprobs 3");
+    let first = &plain["logprobs"][0];
+    assert_eq!(plain["logprobs"].as_array().map(Vec::len), plain["tokens"].as_array().map(Vec::len));
+    // Without penalties the likeliest token is taken, and its probability is the first of the list.
+    assert_eq!(
+        (&first["token"], &first["logprob"]),
+        (&first["top"][0]["token"], &first["top"][0]["logprob"])
+    );
+    assert!(number(&plain, "/logprobs/0/top/0/logprob") >= number(&plain, "/logprobs/0/top/1/logprob"));
+    let out = first["token"].as_u64().unwrap();
+    let without = run(&format!("--logit-bias {out}=-inf --logprobs 1"));
+    assert_ne!(without["tokens"][0], plain["tokens"][0]);
+    // What is told is the model's own distribution.
+    assert_eq!(without["logprobs"][0]["top"][0], first["top"][0]);
+    // A heavy penalty lets no token come twice.
+    let once = run("--frequency-penalty 1000");
+    let tokens: Vec<u64> = once["tokens"].as_array().unwrap().iter().map(|t| t.as_u64().unwrap()).collect();
+    assert_eq!(tokens.iter().collect::<std::collections::BTreeSet<_>>().len(), tokens.len());
+    for (flags, part) in [
+        ("--logit-bias 5", "5"),
+        ("--logit-bias 99999999=1", "99999999"),
+        ("--min-p 2", "min-p"),
+        ("--repetition-penalty 0", "repetition-penalty"),
+    ] {
+        let output = place.senmon(&format!("generate run --prompt fn {flags}")).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.code() == Some(2) && said.contains(part), "{said}");
+    }
+}
+
+#[test]
+fn a_conversation_goes_on_and_goes_back() {
+    let place = Place::new();
+    done(place.train("--data text --out run"));
+    let talk = |lines: &str| {
+        let questions = place.path("questions");
+        std::fs::write(&questions, lines).unwrap();
+        let mut command = place.senmon("chat run -n 5 --temperature 1 --top-p 1 --quiet");
+        command.stdin(std::fs::File::open(&questions).unwrap()).output().unwrap()
+    };
+    let without = talk("fn\n");
+    let said = String::from_utf8(without.stderr).unwrap();
+    assert!(without.status.code() == Some(2) && said.contains("no chat template"), "{said}");
+    let template = "{% for m in messages %}{{ m.role[0] + ': ' + m.content + '; ' }}{% endfor %}\
+                    {% if add_generation_prompt %}a: {% endif %}";
+    std::fs::write(place.path("run/chat_template.jinja"), template).unwrap();
+    let answers = |lines: &str| {
+        let output = talk(lines);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        (String::from_utf8(output.stdout).unwrap(), said)
+    };
+    let (one, _) = answers("let mut\n");
+    let (two, _) = answers("let mut\nthe router\n");
+    assert!(!one.trim().is_empty() && two.starts_with(&one) && two.len() > one.len(), "{one:?} {two:?}");
+    // Taken back, the second answer comes again; begun again, the first.
+    let (again, _) = answers("let mut\nthe router\n/undo\nthe router\n/clear\nlet mut\n");
+    assert_eq!(again, format!("{two}{}{one}", &two[one.len()..]));
+    let (_, said) = answers("/nothing\n/help\n/exit\nlet mut\n");
+    assert!(said.contains("/nothing is not known") && said.contains("/undo"), "{said}");
 }

@@ -2,7 +2,7 @@
 
 use senmon_moe::router;
 
-use crate::config::{Count, FAMILIES, Ffn, RunConfig};
+use crate::config::{Count, Ffn, RunConfig, families};
 use crate::error::{Result, TrainError};
 use crate::schedule::ScheduleKind;
 
@@ -15,16 +15,19 @@ impl RunConfig {
     pub fn check(&self) -> Result<()> {
         self.check_model()?;
         self.check_experts()?;
+        if !(0.0..=0.5).contains(&self.data.holdout) {
+            return Err(TrainError::bad("data.holdout", self.data.holdout, "must be from 0 to 0.5"));
+        }
         self.check_training()
     }
 
     fn check_model(&self) -> Result<()> {
         let m = &self.model;
-        if !FAMILIES.contains(&m.family.as_str()) {
+        if !families().any(|name| name == m.family) {
             return Err(TrainError::bad(
                 "model.family",
                 format!("{:?}", m.family),
-                format!("must be one of {}", FAMILIES.join(", ")),
+                format!("must be one of {}", families().collect::<Vec<_>>().join(", ")),
             ));
         }
         for (key, value, most) in [
@@ -103,6 +106,20 @@ impl RunConfig {
         if r.kind == "switch" && e.top_k != 1 {
             return Err(TrainError::Conflict(format!(
                 "router.kind = \"switch\" sends a token to one expert, and experts.top_k = {}",
+                e.top_k
+            )));
+        }
+        positive("router.least_sum", r.least_sum)?;
+        if !(0.0..1.0).contains(&r.sparsemixer_eps) {
+            return Err(TrainError::bad(
+                "router.sparsemixer_eps",
+                r.sparsemixer_eps,
+                "must be at least 0 and below 1",
+            ));
+        }
+        if r.kind == "sparsemixer" && e.top_k != 2 {
+            return Err(TrainError::Conflict(format!(
+                "router.kind = \"sparsemixer\" picks two experts, and experts.top_k = {}",
                 e.top_k
             )));
         }

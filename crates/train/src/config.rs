@@ -41,7 +41,7 @@ pub struct RunConfig {
 pub struct ModelConfig {
     /// The preset that everything starts from ([`crate::presets::NAMES`]).
     pub preset: String,
-    /// The layout to write, one of [`FAMILIES`]; `auto` takes the first that says exactly what the model is. Naming
+    /// The layout to write, one of [`families`]; `auto` takes the first that says exactly what the model is. Naming
     /// one also sets what the family has only one way of.
     pub family: String,
     /// L.
@@ -204,8 +204,10 @@ pub struct TrainConfig {
     pub batches: Option<PathBuf>,
 }
 
-/// The layouts of `model.family`.
-pub const FAMILIES: &[&str] = &["auto", "mixtral", "olmoe", "qwen3_moe", "dots1", "llama", "qwen3", "senmon"];
+/// The layouts of `model.family`: `auto`, and those that models are written in.
+pub fn families() -> impl Iterator<Item = &'static str> {
+    std::iter::once("auto").chain(senmon_models::families::FAMILIES.iter().map(|family| family.name))
+}
 
 /// Standard deviation of freshly drawn weights.
 const INIT_STD: f64 = 0.02;
@@ -323,7 +325,7 @@ impl RunConfig {
             .map(|layer| match self.is_moe(layer).then(|| counts.next()).flatten() {
                 None => dense(),
                 Some(experts) => Ok(FfnSpec::Moe(MoeSpec {
-                    shared_intermediate: self.experts.shared * self.experts.intermediate,
+                    shared_intermediate: self.experts.shared.saturating_mul(self.experts.intermediate),
                     router: self.router.clone(),
                     ..MoeSpec::plain(experts, self.experts.top_k, self.mlp(self.experts.intermediate))
                 })),
@@ -430,7 +432,7 @@ impl RunConfig {
     }
 
     fn mlp(&self, intermediate: usize) -> MlpSpec {
-        MlpSpec { intermediate, activation: self.experts.activation, gated: self.experts.gated }
+        MlpSpec { intermediate, activation: self.experts.activation, gated: self.experts.gated, bias: false }
     }
 
     /// The width of a dense feed-forward that costs what an MoE layer of `[experts]` costs.
@@ -444,7 +446,7 @@ impl RunConfig {
             count,
             e.top_k,
             e.intermediate,
-            e.shared * e.intermediate,
+            e.shared.saturating_mul(e.intermediate),
             e.gated,
         ))
     }

@@ -107,8 +107,8 @@ struct Gradients {
 fn run(level: Level, c: &Case) -> Gradients {
     let (n, i, p) = (c.d.rows(), c.s.intermediate, c.s.pre());
     let (mut pre, mut a, mut y) = (vec![f32::NAN; n * p], vec![f32::NAN; n * i], vec![f32::NAN; c.dy.len()]);
-    up(level, &c.d, c.s, &c.x, &c.wu, None, &mut pre, &mut a);
-    down(level, &c.d, c.s, &a, &c.wd, None, Some(&c.g), &mut y);
+    up(level, &c.d, c.s, &c.x, &Matrix::each(&c.wu, c.s.pre(), c.s.hidden), None, &mut pre, &mut a);
+    down(level, &c.d, c.s, &a, &Matrix::each(&c.wd, c.s.hidden, c.s.intermediate), None, Some(&c.g), &mut y);
     let (mut da, mut dx) = (vec![f32::NAN; n * i], vec![f32::NAN; c.x.len()]);
     let (mut dwu, mut dwd, mut dg) =
         (vec![0.0; c.wu.len()], vec![0.0; c.wd.len()], vec![f32::NAN; c.g.len()]);
@@ -123,7 +123,7 @@ const KINDS: [Activation; 6] = [
     Activation::Relu,
     Activation::Relu2,
     Activation::GeluTanh,
-    Activation::Clamped,
+    activation::GPT_OSS,
 ];
 
 proptest! {
@@ -145,8 +145,8 @@ proptest! {
             for level in Level::available() {
                 let (n, p) = (c.d.rows(), c.s.pre());
                 let (mut pre, mut a, mut y) = (vec![f32::NAN; n * p], vec![f32::NAN; n * i], vec![f32::NAN; tokens * h]);
-                up(level, &c.d, c.s, &c.x, &c.wu, biased.then_some(&bu[..]), &mut pre, &mut a);
-                down(level, &c.d, c.s, &a, &c.wd, biased.then_some(&bd[..]), Some(&c.g), &mut y);
+                up(level, &c.d, c.s, &c.x, &Matrix::each(&c.wu, p, h), biased.then_some(&bu[..]), &mut pre, &mut a);
+                down(level, &c.d, c.s, &a, &Matrix::each(&c.wd, h, i), biased.then_some(&bd[..]), Some(&c.g), &mut y);
                 for (got, want) in y.iter().zip(&want) {
                     prop_assert!((*got as f64 - want).abs() <= 2e-5 * scale, "{level:?}: {got}, not {want}");
                 }
@@ -223,8 +223,8 @@ fn a_dense_mlp_is_one_expert_for_all() {
             let (mut pre, mut a, mut y) =
                 (vec![0.0; tokens * 2 * i], vec![0.0; tokens * i], vec![0.0; tokens * h]);
             let level = Level::current();
-            up(level, d, s, &x, &wu, None, &mut pre, &mut a);
-            down(level, d, s, &a, &wd, None, weights, &mut y);
+            up(level, d, s, &x, &Matrix::each(&wu, 2 * i, h), None, &mut pre, &mut a);
+            down(level, d, s, &a, &Matrix::each(&wd, h, i), None, weights, &mut y);
             let (mut da, mut dx) = (vec![0.0; tokens * i], vec![0.0; tokens * h]);
             let (mut dwu, mut dwd) = (vec![0.0; wu.len()], vec![0.0; wd.len()]);
             down_backward(level, d, s, &a, &wd, weights, &dy, &mut da, None, Some(&mut dwd));

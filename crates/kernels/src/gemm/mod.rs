@@ -13,6 +13,8 @@
 mod micro;
 mod pack;
 
+use crate::blocks::dequantize;
+use crate::elements::{Elements, Matrix};
 use crate::pool::{self, Shared};
 use crate::simd::Level;
 use pack::Scratch;
@@ -50,9 +52,9 @@ impl<'a> View<'a> {
 /// One side of a [`Product`]: lines of contiguous elements, each `stride` after the one before.
 #[derive(Clone, Copy)]
 pub struct Operand<'a> {
-    /// The elements of all lines.
-    pub data: &'a [f32],
-    /// Elements from one line to the next.
+    /// The elements of all lines; those of A are ready for use.
+    pub data: Elements<'a>,
+    /// From one line to the next: elements, or bytes of coded ones.
     pub stride: usize,
     /// Line i is the line `gather[i]` of `data`.
     pub gather: Option<&'a [u32]>,
@@ -65,12 +67,22 @@ pub struct Operand<'a> {
 impl<'a> Operand<'a> {
     /// Lines along which k runs: rows of A, or columns of B (a weight of shape \[out, in\]).
     pub fn k_inner(data: &'a [f32], stride: usize) -> Self {
-        Self { data, stride, gather: None, scale: None, k_inner: true }
+        Self { data: Elements::F32(data), stride, gather: None, scale: None, k_inner: true }
+    }
+
+    /// The rows of a weight \[out, in\], along which k runs: `x · Wᵀ`.
+    pub fn weight(w: Matrix<'a>) -> Self {
+        Self { data: w.data, stride: w.stride, gather: None, scale: None, k_inner: true }
+    }
+
+    /// The rows of a weight \[out, in\], across k: `x · W`.
+    pub fn weight_across(w: Matrix<'a>) -> Self {
+        Self { k_inner: false, ..Self::weight(w) }
     }
 
     /// Lines across k: line p holds row p of B, or column p of A.
     pub fn k_outer(data: &'a [f32], stride: usize) -> Self {
-        Self { data, stride, gather: None, scale: None, k_inner: false }
+        Self { data: Elements::F32(data), stride, gather: None, scale: None, k_inner: false }
     }
 
     /// The same with its lines picked by index.
@@ -83,11 +95,36 @@ impl<'a> Operand<'a> {
         Self { scale: Some(factors), ..self }
     }
 
-    /// Line `i` from element `start` on, `len` of them.
+    /// Line `i` from element `start` on, `len` of them. Panics where they are coded.
     #[inline(always)]
     fn line(&self, i: usize, start: usize, len: usize) -> &'a [f32] {
         let line = self.gather.map_or(i, |lines| lines[i] as usize);
-        &self.data[line * self.stride + start..][..len]
+        match self.data {
+            Elements::F32(data) => &data[line * self.stride + start..][..len],
+            Elements::Coded(..) => panic!("coded elements are decoded first"),
+        }
+    }
+
+    /// Decodes elements `start..start + out.len()` of line `i`.
+    fn decode(&self, i: usize, start: usize, out: &mut [f32]) {
+        let line = self.gather.map_or(i, |lines| lines[i] as usize);
+        match self.data {
+            Elements::F32(data) => out.copy_from_slice(&data[line * self.stride + start..][..out.len()]),
+            Elements::Coded(ty, bytes) => {
+                let block = ty.block_len();
+                let line = &bytes[line * self.stride..];
+                if start.is_multiple_of(block) && out.len().is_multiple_of(block) {
+                    let at = start / block * ty.block_bytes();
+                    dequantize(ty, &line[at..][..out.len() / block * ty.block_bytes()], out);
+                } else {
+                    // The blocks that the part lies in.
+                    let (first, last) = (start / block, (start + out.len()).div_ceil(block));
+                    let mut whole = vec![0.0; (last - first) * block];
+                    dequantize(ty, &line[first * ty.block_bytes()..last * ty.block_bytes()], &mut whole);
+                    out.copy_from_slice(&whole[start - first * block..][..out.len()]);
+                }
+            }
+        }
     }
 
     fn of_a(view: View<'a>) -> Self {
@@ -130,6 +167,8 @@ pub struct Product<'a> {
     pub accumulate: bool,
     /// Columns j and `j + twin` are computed by the same task, for an epilogue that joins them (gate and up).
     pub twin: Option<usize>,
+    /// The B of the second half, where it is another than columns `twin..` of the first's.
+    pub twin_b: Option<Operand<'a>>,
 }
 
 /// A few finished rows of a block of C, for an epilogue while they are still in the cache.
@@ -200,6 +239,7 @@ pub fn serial_at(
         c_stride,
         accumulate,
         twin: None,
+        twin_b: None,
     };
     check(&product, c.len());
     let shared = Shared::new(c);
@@ -224,7 +264,7 @@ pub fn parallel(
     accumulate: bool,
 ) {
     let (a, b) = (Operand::of_a(a), Operand::of_b(b));
-    let product = Product { m, n, k, a, b, c_start: 0, c_stride, accumulate, twin: None };
+    let product = Product { m, n, k, a, b, c_start: 0, c_stride, accumulate, twin: None, twin_b: None };
     run_all(Level::current(), &[product], c, |_| {});
 }
 
@@ -322,9 +362,12 @@ fn run_block(level: Level, p: &Product, block: &Block, c: Shared<f32>, epilogue:
         loop {
             let kc = KC.min(p.k - k0);
             for half in 0..halves {
-                let first = block.n0 + half * p.twin.unwrap_or(0);
+                let (b, first) = match &p.twin_b {
+                    Some(twin) if half == 1 => (twin, block.n0),
+                    _ => (&p.b, block.n0 + half * p.twin.unwrap_or(0)),
+                };
                 let into = &mut scratch.b[half * panels * nr * KC..];
-                pack::b(level, &p.b, k0, kc, first, n, nr, into);
+                pack::b(level, b, k0, kc, first, n, nr, into);
             }
             if !p.a.k_inner {
                 pack::a_across(&p.a, k0, kc, block.m0, m, mr, scratch.a);

@@ -1,6 +1,7 @@
 //! Packing: operands copied into the order in which the micro-kernels read them.
 
 use super::{KC, MAX_M, MAX_N, Operand};
+use crate::elements::Elements;
 use crate::simd::Level;
 use std::cell::RefCell;
 
@@ -112,6 +113,9 @@ pub(super) fn b(
     nr: usize,
     into: &mut [f32],
 ) {
+    if let Elements::Coded(..) = b.data {
+        return b_coded(level, b, k0, kc, first, n, nr, into);
+    }
     if !b.k_inner {
         return match nr {
             32 => b_rows::<32>(b, k0, kc, first, n, into),
@@ -127,6 +131,56 @@ pub(super) fn b(
         }
         b_columns(level, b, k0, kc, first + j0, cols, nr, out);
     }
+}
+
+/// [`b`] of elements that must be decoded: a panel's lines, or a line across all panels, at a time.
+fn b_coded(
+    level: Level,
+    b: &Operand,
+    k0: usize,
+    kc: usize,
+    first: usize,
+    n: usize,
+    nr: usize,
+    into: &mut [f32],
+) {
+    thread_local! {
+        static LINES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    }
+    LINES.with_borrow_mut(|lines| {
+        if !b.k_inner {
+            lines.resize(n.max(lines.len()), 0.0);
+            for p in 0..kc {
+                b.decode(k0 + p, first, &mut lines[..n]);
+                let scale = b.scale.map(|scale| scale[k0 + p]);
+                for (panel, part) in lines[..n].chunks(nr).enumerate() {
+                    let (some, none) = into[panel * nr * KC + p * nr..][..nr].split_at_mut(part.len());
+                    copy(part, scale, some);
+                    none.fill(0.0);
+                }
+            }
+            return;
+        }
+        lines.resize(lines.len().max(nr * KC), 0.0);
+        for (panel, j0) in (0..n).step_by(nr).enumerate() {
+            let cols = nr.min(n - j0);
+            for (j, line) in lines.chunks_exact_mut(KC).take(cols).enumerate() {
+                b.decode(first + j0 + j, k0, &mut line[..kc]);
+            }
+            let decoded = Operand {
+                data: Elements::F32(lines),
+                stride: KC,
+                gather: None,
+                scale: b.scale.map(|scale| &scale[first + j0..]),
+                k_inner: true,
+            };
+            let out = &mut into[panel * nr * KC..][..kc * nr];
+            if cols < nr {
+                out.fill(0.0);
+            }
+            b_columns(level, &decoded, 0, kc, 0, cols, nr, out);
+        }
+    });
 }
 
 /// All panels of a B whose lines lie across k: a line is read once, in order; its parts, each a cache line or two, go

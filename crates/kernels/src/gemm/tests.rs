@@ -1,6 +1,7 @@
 //! The blocked products against plain loops: every level, every kind of operand, odd sizes, empty groups.
 
 use super::*;
+use crate::elements::ElementType;
 use proptest::prelude::*;
 
 fn numbers(n: usize, seed: u64) -> Vec<f32> {
@@ -110,7 +111,7 @@ proptest! {
                     m: rows, n, k,
                     a: Operand::k_inner(&x, k).gathered(&lines[start..start + rows]).scaled(&scale[start..start + rows]),
                     b: Operand::k_inner(&w[g * 2 * n * k..][..2 * n * k], k),
-                    c_start: start * 2 * n, c_stride: 2 * n, accumulate: false, twin: Some(n),
+                    c_start: start * 2 * n, c_stride: 2 * n, accumulate: false, twin: Some(n), twin_b: None,
                 });
                 start += rows;
             }
@@ -150,10 +151,96 @@ proptest! {
                 m, n, k,
                 a: Operand::k_outer(&a, m).gathered(&lines).scaled(&scale),
                 b: Operand::k_outer(&b, n).gathered(&lines),
-                c_start: 0, c_stride: n, accumulate: true, twin: None,
+                c_start: 0, c_stride: n, accumulate: true, twin: None, twin_b: None,
             };
             run_all(level, &[product], &mut c, |_| {});
             close(&c, &want, k);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn coded_weights_give_the_bits_of_decoded_ones(
+        m in 1usize..40, n in 1usize..80, k in 1usize..700, ty in 0usize..3, across: bool, apart: bool, seed: u64,
+    ) {
+        let ty = [ElementType::F32, ElementType::F16, ElementType::Bf16][ty];
+        // [2n, k] as x · Wᵀ has it, or [k, 2n].
+        let (rows, cols) = if across { (k, 2 * n) } else { (2 * n, k) };
+        let bytes: Vec<u8> = numbers(rows * cols, seed)
+            .iter()
+            .flat_map(|x| match ty {
+                ElementType::F32 => x.to_le_bytes().to_vec(),
+                ElementType::Bf16 => x.to_le_bytes()[2..].to_vec(),
+                // Some half between 2^-8 and 2^8.
+                _ => ((x.to_bits() >> 13 & 0x83ff) | (x.to_bits() >> 3 & 15) << 10 | 0x2000).to_le_bytes()[..2].to_vec(),
+            })
+            .collect();
+        let w = Matrix::coded(ty, &bytes, rows, cols, cols * ty.block_bytes());
+        let mut decoded = vec![0.0; rows * cols];
+        decoded.chunks_exact_mut(cols).enumerate().for_each(|(r, row)| w.row(r, row));
+        let plain = Matrix::plain(&decoded, rows, cols);
+        let a = numbers(m * k, seed ^ 1);
+        for level in Level::available() {
+            let run = |w: Matrix| {
+                let mut c = vec![f32::NAN; m * 2 * n];
+                let (b, twin, twin_b) = match (across, apart) {
+                    (true, _) => (Operand::weight_across(w), None, None),
+                    (false, false) => (Operand::weight(w), Some(n), None),
+                    (false, true) => {
+                        (Operand::weight(w.some(0..n)), Some(n), Some(Operand::weight(w.some(n..2 * n))))
+                    }
+                };
+                let n = if across { 2 * n } else { n };
+                let a = Operand::k_inner(&a, k);
+                let c_stride = if across { n } else { 2 * n };
+                let product = Product { m, n, k, a, b, c_start: 0, c_stride, accumulate: false, twin, twin_b };
+                run_all(level, &[product], &mut c, |_| {});
+                c
+            };
+            prop_assert_eq!(run(w), run(plain));
+        }
+    }
+}
+
+#[test]
+fn quantised_weights_give_the_bits_of_decoded_ones() {
+    let (m, n, k) = (5, 40, 768);
+    let (a, x) = (numbers(m * k, 1), numbers(n * k, 2));
+    for ty in ElementType::ALL.iter().copied().filter(|ty| crate::blocks::can_quantize(*ty)) {
+        let row = ty.row_bytes(k).unwrap();
+        let mut bytes = vec![0; n * row];
+        for (x, bytes) in x.chunks_exact(k).zip(bytes.chunks_exact_mut(row)) {
+            crate::blocks::quantize(ty, x, bytes);
+        }
+        let w = Matrix::coded(ty, &bytes, n, k, row);
+        let mut decoded = vec![0.0; n * k];
+        decoded.chunks_exact_mut(k).enumerate().for_each(|(r, out)| w.row(r, out));
+        for (across, c_cols) in [(false, n), (true, k)] {
+            // Across, the rows of W are those of B: k is then n.
+            let run = |w: Matrix| {
+                let mut c = vec![f32::NAN; m * c_cols];
+                let (b, inner) =
+                    if across { (Operand::weight_across(w), n) } else { (Operand::weight(w), k) };
+                let a = Operand::k_inner(&a, k);
+                let product = Product {
+                    m,
+                    n: c_cols,
+                    k: inner,
+                    a,
+                    b,
+                    c_start: 0,
+                    c_stride: c_cols,
+                    accumulate: false,
+                    twin: None,
+                    twin_b: None,
+                };
+                run_all(Level::current(), &[product], &mut c, |_| {});
+                c
+            };
+            assert_eq!(run(w), run(Matrix::plain(&decoded, n, k)), "{ty}");
         }
     }
 }

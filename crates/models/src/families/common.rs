@@ -145,19 +145,15 @@ impl Json {
     /// The non-linearity.
     pub fn activation(&self) -> Result<Activation> {
         let name = self.text("hidden_act")?.unwrap_or("silu");
-        ACTIVATIONS
-            .iter()
-            .find(|(_, names)| names.contains(&name))
-            .map(|(activation, _)| *activation)
-            .ok_or_else(|| {
-                let known: Vec<_> = ACTIVATIONS.iter().map(|(_, names)| names[0]).collect();
-                self.error(format!("hidden_act = \"{name}\" is not known; {} are", known.join(", ")))
-            })
+        activation_named(name).ok_or_else(|| {
+            let known: Vec<_> = ACTIVATIONS.iter().map(|(_, names)| names[0]).collect();
+            self.error(format!("hidden_act = \"{name}\" is not known; {} are", known.join(", ")))
+        })
     }
 
     /// A gated MLP of the width that a key says.
     pub fn mlp(&self, key: &str) -> Result<MlpSpec> {
-        Ok(MlpSpec { intermediate: self.usize(key)?, activation: self.activation()?, gated: true })
+        Ok(MlpSpec { activation: self.activation()?, ..MlpSpec::gated(self.usize(key)?) })
     }
 
     /// The parts of a Llama-like decoder; the layers are still to come.
@@ -303,8 +299,19 @@ impl Json {
         moe: &MoeSpec,
         is_moe: impl Fn(usize) -> bool,
     ) -> Result<ModelSpec> {
+        self.finish_biased(spec, moe, false, is_moe)
+    }
+
+    /// As [`finish_mixed`](Self::finish_mixed), the dense MLPs with biases or without.
+    pub fn finish_biased(
+        &self,
+        spec: ModelSpec,
+        moe: &MoeSpec,
+        bias: bool,
+        is_moe: impl Fn(usize) -> bool,
+    ) -> Result<ModelSpec> {
         let all = (0..self.layer_count()?).all(&is_moe);
-        let dense = if all { None } else { Some(self.mlp("intermediate_size")?) };
+        let dense = if all { None } else { Some(MlpSpec { bias, ..self.mlp("intermediate_size")? }) };
         self.finish(spec, |l| match &dense {
             Some(dense) if !is_moe(l) => FfnSpec::Dense(dense.clone()),
             _ => FfnSpec::Moe(moe.clone()),
@@ -363,6 +370,11 @@ const ACTIVATIONS: &[(Activation, &[&str])] = &[
     (Activation::Relu2, &["relu2"]),
     (Activation::GeluTanh, &["gelu_new", "gelu_pytorch_tanh", "gelu_fast"]),
 ];
+
+/// The activation that transformers calls so.
+pub fn activation_named(name: &str) -> Option<Activation> {
+    ACTIVATIONS.iter().find(|(_, names)| names.contains(&name)).map(|(activation, _)| *activation)
+}
 
 /// The name of an activation in `hidden_act`.
 fn hidden_act(activation: Activation) -> &'static str {
@@ -443,6 +455,8 @@ pub struct Words {
     pub mscales: bool,
     /// Biases of experts and routers, and gpt-oss's activation (always).
     pub biased_experts: bool,
+    /// Biases of MLPs and shared experts.
+    pub mlp_bias: bool,
     /// A gate of the shared experts (always).
     pub shared_gate: bool,
     /// Latent attention (always).
@@ -501,11 +515,12 @@ pub fn expect_decoder(spec: &ModelSpec, qk_norm: QkNorm, words: Words) -> std::r
         ),
     ];
     for layer in &spec.layers {
-        let clamped = |mlp: &MlpSpec| mlp.activation == Activation::Clamped;
+        let clamped = |mlp: &MlpSpec| matches!(mlp.activation, Activation::Clamped { .. });
         let odd = match layer {
+            FfnSpec::Dense(mlp) if mlp.bias && !words.mlp_bias => Some("biases of MLPs"),
             FfnSpec::Dense(mlp) => clamped(mlp).then_some("a clamped MLP"),
             FfnSpec::Moe(moe) => {
-                let biased = [moe.router_bias, moe.expert_bias, clamped(&moe.expert)];
+                let biased = [moe.router_bias, moe.expert.bias, clamped(&moe.expert)];
                 let gate = moe.has_shared_gate() != (words.shared_gate && moe.shared_intermediate > 0);
                 [
                     (
@@ -513,6 +528,7 @@ pub fn expect_decoder(spec: &ModelSpec, qk_norm: QkNorm, words: Words) -> std::r
                         "biases of experts and routers, or their activation",
                     ),
                     (gate, "a gate of the shared experts"),
+                    (moe.shared_bias && !words.mlp_bias, "biases of shared experts"),
                 ]
                 .into_iter()
                 .find_map(|(odd, what)| odd.then_some(what))

@@ -3,7 +3,8 @@
 //! two best.
 
 use super::common::{
-    Defaults, Json, Words, expect_decoder, first_dense, moe_and_dense, shared_experts, with, write_decoder,
+    Biases, Defaults, Json, Words, expect_decoder, first_dense, moe_and_dense, shared_experts, with,
+    write_decoder,
 };
 use super::rope::RopeKeys;
 use crate::error::Result;
@@ -14,9 +15,9 @@ use senmon_moe::config::GroupMask;
 use serde_json::{Map, Value, json};
 
 /// What both versions share; `of` makes the router.
-fn read(json: &Json, router: RouterConfig, neighbours: bool) -> Result<ModelSpec> {
-    json.refuse_unless("attention_bias", |v| v.as_bool() == Some(false))?;
-    json.refuse_unless("mlp_bias", |v| v.as_bool() == Some(false))?;
+fn read(json: &Json, router: RouterConfig, neighbours: bool, with_mlp_bias: bool) -> Result<ModelSpec> {
+    let bias = json.bool_or("attention_bias", false)?;
+    let mlp_bias = json.bool_or("mlp_bias", false)? && with_mlp_bias;
     json.refuse_unless("moe_layer_freq", |v| v.as_u64() == Some(1))?;
     json.refuse_unless("ep_size", |_| true)?;
     // The width of a head is not what `head_dim` says here.
@@ -43,6 +44,8 @@ fn read(json: &Json, router: RouterConfig, neighbours: bool) -> Result<ModelSpec
         rope_theta: spec.attention.rope_theta,
         rope: RopeSpec { neighbours, dims: None, scaling: keys.scaling()? },
         scale,
+        qkv_bias: bias,
+        out_bias: bias,
         latent: Some(latent),
         ..AttentionSpec::plain(heads, heads, head_dim)
     };
@@ -51,11 +54,12 @@ fn read(json: &Json, router: RouterConfig, neighbours: bool) -> Result<ModelSpec
     let experts = json.usize_as(["n_routed_experts", "num_local_experts"])?;
     let moe = MoeSpec {
         shared_intermediate: shared.saturating_mul(expert.intermediate),
+        shared_bias: mlp_bias && shared > 0,
         router: RouterConfig { scale: json.f64_or("routed_scaling_factor", router.scale)?, ..router },
         ..MoeSpec::plain(experts, json.usize("num_experts_per_tok")?, expert)
     };
     let first = json.maybe_usize("first_k_dense_replace")?.unwrap_or(0);
-    json.finish_mixed(spec, &moe, |l| l >= first)
+    json.finish_biased(spec, &moe, mlp_bias, |l| l >= first)
 }
 
 pub(super) fn read_v2(json: &Json) -> Result<ModelSpec> {
@@ -72,7 +76,7 @@ pub(super) fn read_v2(json: &Json) -> Result<ModelSpec> {
         group_mask: GroupMask::Zero,
         ..RouterConfig::default()
     };
-    read(json, router, true)
+    read(json, router, true, true)
 }
 
 pub(super) fn read_v3(json: &Json) -> Result<ModelSpec> {
@@ -86,17 +90,32 @@ pub(super) fn read_v3(json: &Json) -> Result<ModelSpec> {
         top_groups: json.maybe_usize("topk_group")?.unwrap_or(4),
         ..RouterConfig::default()
     };
-    read(json, router, json.bool_or("rope_interleave", true)?)
+    read(json, router, json.bool_or("rope_interleave", true)?, false)
 }
 
 /// The keys of both versions, and the MoE layers.
 fn write(spec: &ModelSpec, neighbours: bool) -> std::result::Result<(Map<String, Value>, MoeSpec), String> {
-    expect_decoder(spec, QkNorm::None, Words { latent: true, neighbours, scales: true, ..Words::default() })?;
+    expect_decoder(
+        spec,
+        QkNorm::None,
+        Words {
+            biases: Biases::All,
+            latent: true,
+            neighbours,
+            scales: true,
+            mlp_bias: true,
+            ..Words::default()
+        },
+    )?;
     if spec.scales != Default::default() {
         return Err("factors".into());
     }
     let (moe, dense) = moe_and_dense(spec)?;
     let (first, shared) = (first_dense(spec)?, shared_experts(moe)?);
+    let mlp_bias = moe.shared_bias;
+    if dense.is_some_and(|dense| dense.bias != mlp_bias) {
+        return Err("biases in some MLPs and not in others".into());
+    }
     let a = &spec.attention;
     let latent = a.latent.as_ref().ok_or("no latent attention")?;
     if latent.norm_eps != 1e-6 {
@@ -130,7 +149,7 @@ fn write(spec: &ModelSpec, neighbours: bool) -> std::result::Result<(Map<String,
             "qk_rope_head_dim": latent.rope,
             "v_head_dim": latent.value,
             "norm_topk_prob": moe.router.normalize,
-            "attention_bias": false,
+            "attention_bias": a.qkv_bias,
         }),
     );
     match value {
@@ -151,7 +170,7 @@ pub(super) fn write_v2(spec: &ModelSpec) -> std::result::Result<Value, String> {
     let method = if r.groups > 1 { "group_limited_greedy" } else { "greedy" };
     Ok(with(
         map,
-        json!({ "topk_method": method, "n_group": r.groups, "topk_group": r.top_groups, "mlp_bias": false }),
+        json!({ "topk_method": method, "n_group": r.groups, "topk_group": r.top_groups, "mlp_bias": moe.shared_bias }),
     ))
 }
 
@@ -161,6 +180,9 @@ pub(super) fn write_v3(spec: &ModelSpec) -> std::result::Result<Value, String> {
     let r = &moe.router;
     if r.kind != "sigmoid_bias" || r.group_mask != GroupMask::Inf {
         return Err(format!("router.kind = {}", r.kind));
+    }
+    if moe.shared_bias {
+        return Err("biases of MLPs".into());
     }
     if moe.experts / r.groups < 2 || moe.shared_intermediate == 0 {
         return Err("groups of one expert, or no shared experts".into());

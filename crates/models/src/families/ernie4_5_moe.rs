@@ -2,7 +2,8 @@
 //! from one to another at an interval.
 
 use super::common::{
-    Defaults, Json, Words, dense_layers, expect_decoder, moe_and_dense, shared_experts, with, write_decoder,
+    Biases, Defaults, Json, Words, dense_layers, expect_decoder, moe_and_dense, shared_experts, with,
+    write_decoder,
 };
 use crate::error::Result;
 use crate::names::{Names, PLAIN};
@@ -14,12 +15,11 @@ pub(super) const NAMES: Names =
     Names { selection_bias: "moe_statics.e_score_correction_bias", selection_bias_rows: true, ..PLAIN };
 
 pub(super) fn read(json: &Json) -> Result<ModelSpec> {
-    json.refuse_unless("use_bias", |v| v.as_bool() == Some(false))?;
-    json.refuse_unless("moe_norm_min", |v| v.as_f64() == Some(1e-12))?;
+    let bias = json.bool_or("use_bias", false)?;
     let defaults = Defaults { rope_theta: 500_000.0, kv_heads: Some(4), ..Defaults::default() };
     let mut spec = json.decoder(QkNorm::None, None, defaults)?;
     spec.attention.rope.neighbours = true;
-    (spec.attention.qkv_bias, spec.attention.out_bias) = (false, false);
+    (spec.attention.qkv_bias, spec.attention.out_bias, spec.head_bias) = (bias, bias, bias);
     if json.get("tie_word_embeddings").is_none() {
         spec.tie_embeddings = true;
     }
@@ -28,7 +28,12 @@ pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     let experts = json.usize_as(["moe_num_experts", "num_experts"])?;
     let moe = MoeSpec {
         shared_intermediate: shared.saturating_mul(expert.intermediate),
-        router: RouterConfig { kind: "softmax_bias".into(), ..RouterConfig::default() },
+        shared_bias: bias && shared > 0,
+        router: RouterConfig {
+            kind: "softmax_bias".into(),
+            least_sum: json.f64_or("moe_norm_min", 1e-12)?,
+            ..RouterConfig::default()
+        },
         ..MoeSpec::plain(experts, json.usize_as(["moe_k", "num_experts_per_tok"])?, expert)
     };
     let first = json.maybe_usize("moe_layer_start_index")?.unwrap_or(1);
@@ -41,18 +46,26 @@ pub(super) fn read(json: &Json) -> Result<ModelSpec> {
         Some(last) => usize::try_from(last)
             .map_err(|_| json.error(format!("moe_layer_end_index = {last} is no layer")))?,
     };
-    json.finish_mixed(spec, &moe, |l| (l + 1).is_multiple_of(step) && l >= first && l <= last)
+    json.finish_biased(spec, &moe, bias, |l| (l + 1).is_multiple_of(step) && l >= first && l <= last)
 }
 
 pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
-    expect_decoder(spec, QkNorm::None, Words { neighbours: true, ..Words::default() })?;
+    expect_decoder(
+        spec,
+        QkNorm::None,
+        Words { biases: Biases::All, neighbours: true, head_bias: true, mlp_bias: true, ..Words::default() },
+    )?;
+    let bias = spec.head_bias;
     let (moe, dense) = moe_and_dense(spec)?;
+    let biases = dense.is_none_or(|dense| dense.bias == bias)
+        && (moe.shared_intermediate == 0 || moe.shared_bias == bias)
+        && spec.attention.qkv_bias == bias;
+    if !biases {
+        return Err("biases in some places and not in others".into());
+    }
     let r = &moe.router;
     if r.kind != "softmax_bias" || !r.normalize || r.scale != 1.0 || r.groups != 1 {
         return Err(format!("router.kind = {}, or not normalised, scaled or in groups", r.kind));
-    }
-    if spec.attention.head_dim * spec.attention.heads != spec.hidden {
-        return Err(format!("head_dim = {}", spec.attention.head_dim));
     }
     // MoE layers: from `first` to `last`, every `step`-th.
     let dense_at = dense_layers(spec);
@@ -74,8 +87,8 @@ pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
             "moe_layer_start_index": first,
             "moe_layer_end_index": last,
             "moe_layer_interval": step,
-            "moe_norm_min": 1e-12,
-            "use_bias": false,
+            "moe_norm_min": r.least_sum,
+            "use_bias": bias,
             "router_aux_loss_coef": 0.001,
             "output_router_logits": false,
         }),

@@ -19,9 +19,13 @@ pub(super) const NAMES: Names = Names {
 };
 
 pub(super) fn read(json: &Json) -> Result<ModelSpec> {
-    let is = |number: f64| move |v: &Value| v.as_f64().is_some_and(|v| (v - number).abs() < 1e-9);
-    json.refuse_unless("swiglu_alpha", is(1.702))?;
-    json.refuse_unless("swiglu_limit", is(7.0))?;
+    let alpha = json.f64_or("swiglu_alpha", 1.702)? as f32;
+    let limit = json.f64_or("swiglu_limit", 7.0)? as f32;
+    if !(limit > 0.0 && alpha.is_finite()) {
+        return Err(
+            json.error(format!("swiglu_limit = {limit} must be above 0, swiglu_alpha = {alpha} finite"))
+        );
+    }
     json.expect_text("hidden_act", &["silu"])?;
     let (window, listed) = json.windows(Some(128), 0)?;
     let layers = json.layer_count()?;
@@ -51,14 +55,14 @@ pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     }
     let expert = MlpSpec {
         intermediate: json.usize("intermediate_size")?,
-        activation: Activation::Clamped,
+        activation: Activation::Clamped { alpha, limit },
         gated: true,
+        bias: true,
     };
     let experts = json.usize_as(["num_local_experts", "num_experts"])?;
     let top_k = json.usize_as(["num_experts_per_tok", "experts_per_token"])?;
     let moe = MoeSpec {
         router_bias: true,
-        expert_bias: true,
         router: RouterConfig { kind: "topk_post".into(), ..RouterConfig::default() },
         ..MoeSpec::plain(experts, top_k, expert)
     };
@@ -79,6 +83,9 @@ pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
     if !super::common::softmax_normalized(moe)? {
         return Err("weights that are not normalised over the picked experts".into());
     }
+    let Activation::Clamped { alpha, limit } = moe.expert.activation else {
+        return Err("another activation".into());
+    };
     Ok(with(
         write_decoder(spec, Activation::Silu),
         json!({
@@ -86,7 +93,8 @@ pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
             "num_local_experts": moe.experts,
             "num_experts_per_tok": moe.top_k,
             "experts_per_token": moe.top_k,
-            "swiglu_limit": 7.0,
+            "swiglu_alpha": alpha,
+            "swiglu_limit": limit,
             "attention_bias": spec.attention.qkv_bias,
             "sliding_window": spec.attention.window,
             "layer_types": layer_types(spec),

@@ -82,9 +82,6 @@ pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
 
 pub(super) fn write_shared(spec: &ModelSpec) -> std::result::Result<Value, String> {
     let (mut value, shared) = write_any(spec)?;
-    if shared == 0 {
-        return Err("no shared expert".into());
-    }
     value["shared_intermediate_size"] = shared.into();
     Ok(value)
 }

@@ -1,8 +1,6 @@
 //! `hunyuan_v1_moe` (Hunyuan-A13B): norms of each query and key head after the rotation, one shared MLP, weights normalised.
 
-use super::common::{
-    Biases, Defaults, Json, Words, expect_decoder, only_moe, softmax_normalized, with, write_decoder,
-};
+use super::common::{Biases, Defaults, Json, Words, expect_decoder, softmax_normalized, with, write_decoder};
 use super::rope::RopeKeys;
 use crate::error::Result;
 use crate::names::{Names, PLAIN};
@@ -53,10 +51,25 @@ pub(super) fn read(json: &Json) -> Result<ModelSpec> {
 
 pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
     expect_decoder(spec, QkNorm::HeadAfter, Words { biases: Biases::All, ..Words::default() })?;
-    let moe = only_moe(spec)?;
-    if !softmax_normalized(moe)? {
-        return Err("weights that are not normalised over the picked experts".into());
+    let first = spec.first_moe().ok_or("no MoE layer")?;
+    let (mut experts, mut top_k) = (Vec::new(), Vec::new());
+    for layer in &spec.layers {
+        let FfnSpec::Moe(moe) = layer else { return Err("a dense layer".into()) };
+        if (MoeSpec { experts: first.experts, top_k: first.top_k, ..moe.clone() }) != *first {
+            return Err("MoE layers that differ in more than the number of experts".into());
+        }
+        if !softmax_normalized(moe)? {
+            return Err("weights that are not normalised over the picked experts".into());
+        }
+        experts.push(moe.experts);
+        top_k.push(moe.top_k);
     }
+    // One number where all layers have it.
+    let short = |list: Vec<usize>| match list.iter().all(|n| *n == list[0]) {
+        true => json!(list[0]),
+        false => json!(list),
+    };
+    let moe = first;
     if moe.shared_intermediate != moe.expert.intermediate {
         return Err(format!(
             "a shared expert of {} beside experts of {}",
@@ -67,8 +80,8 @@ pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
         write_decoder(spec, moe.expert.activation),
         json!({
             "intermediate_size": moe.expert.intermediate,
-            "num_experts": moe.experts,
-            "moe_topk": moe.top_k,
+            "num_experts": short(experts),
+            "moe_topk": short(top_k),
             "attention_bias": spec.attention.qkv_bias,
         }),
     ))

@@ -4,18 +4,17 @@ use super::common::{
     Biases, Defaults, Json, Words, expect_decoder, same_dense, same_moe, with, write_decoder,
 };
 use crate::error::Result;
-use crate::spec::{FfnSpec, ModelSpec, QkNorm};
+use crate::spec::{FfnSpec, MlpSpec, ModelSpec, QkNorm};
 use serde_json::{Value, json};
 
 pub(super) fn read(json: &Json) -> Result<ModelSpec> {
-    json.refuse_unless("mlp_bias", |v| v.as_bool() == Some(false))?;
     let spec = json.decoder(QkNorm::None, None, Defaults::default())?;
-    let mlp = json.mlp("intermediate_size")?;
+    let mlp = MlpSpec { bias: json.bool_or("mlp_bias", false)?, ..json.mlp("intermediate_size")? };
     json.finish(spec, |_| FfnSpec::Dense(mlp.clone()))
 }
 
 pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
-    expect_decoder(spec, QkNorm::None, Words { biases: Biases::All, ..Words::default() })?;
+    expect_decoder(spec, QkNorm::None, Words { biases: Biases::All, mlp_bias: true, ..Words::default() })?;
     if same_moe(&spec.layers)?.is_some() {
         return Err("an MoE layer".into());
     }
@@ -25,7 +24,7 @@ pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
         json!({
             "intermediate_size": mlp.intermediate,
             "attention_bias": spec.attention.qkv_bias,
-            "mlp_bias": false,
+            "mlp_bias": mlp.bias,
         }),
     ))
 }

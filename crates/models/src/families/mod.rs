@@ -25,7 +25,7 @@ mod senmon;
 use crate::error::{ModelError, Result};
 use crate::names::{Names, PLAIN};
 use crate::spec::ModelSpec;
-pub use common::Json;
+pub use common::{Json, activation_named};
 use serde_json::Value;
 
 /// A layout.
@@ -189,6 +189,11 @@ pub const FAMILIES: &[Family] = &[
 
 /// The family of that name; the error names the nearest ones.
 pub fn family(name: &str) -> Result<&'static Family> {
+    if crate::seq2seq::FAMILIES.contains(&name) {
+        let what =
+            format!("\"{name}\" is an encoder-decoder: `logits` and `generate` run it, nothing else does");
+        return Err(ModelError::Option { what });
+    }
     FAMILIES.iter().find(|family| family.name == name).ok_or_else(|| {
         let mut near: Vec<_> =
             FAMILIES.iter().map(|f| (strsim::jaro_winkler(name, f.name), f.name)).collect();

@@ -16,6 +16,7 @@ use senmon_kernels::layout::Rows;
 use senmon_kernels::rotary::{self, Rope};
 use senmon_kernels::{norm, residual};
 use senmon_moe::Param;
+use senmon_moe::ops::product_into;
 use senmon_moe::tensor::{own, read, read2, slice};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -193,7 +194,7 @@ impl AttentionBlock {
 
     /// `x` \[T, H\] at `positions` \[T\] → everything up to the rotated queries, keys and values.
     fn project(&self, x: &[f32], positions: &[u32], rope: &Rope) -> Result<Saved> {
-        let (tokens, h_width, q) = (positions.len(), self.hidden, self.q());
+        let (tokens, q) = (positions.len(), self.q());
         let norm = &self.residual.norm;
         let (mut h, mut inv_rms) = (Buffer::default(), Buffer::default());
         match self.residual.place {
@@ -207,10 +208,7 @@ impl AttentionBlock {
         let seen = if self.residual.place == NormPlace::Before { &h[..] } else { x };
         let mut qkv = Buffer::stale(tokens * q);
         let accumulate = self.start_from_bias(self.qkv_bias.as_ref(), &mut qkv)?;
-        self.qkv.read(|w| {
-            let (a, b) = (View::rows(seen, h_width), View::rows(w, h_width).t());
-            gemm::parallel(tokens, q, h_width, a, b, &mut qkv, q, accumulate);
-        })?;
+        product_into(seen, &self.qkv, &mut qkv, accumulate)?;
         let after = self.spec.qk_norm == QkNorm::HeadAfter;
         if after {
             rotary::apply(rope, self.rotated(tokens), &mut qkv, q, positions);
@@ -263,13 +261,9 @@ impl AttentionBlock {
 
     /// `x` \[T, H\] + out(`o` \[T, A\]).
     fn finish(&self, x: &[f32], o: &[f32]) -> Result<Vec<f32>> {
-        let (a, h) = (self.a(), self.hidden);
-        let tokens = x.len() / h;
         let mut y = Buffer::stale(x.len());
         let accumulate = self.start_from_bias(self.out_bias.as_ref(), &mut y)?;
-        self.out.read(|w| {
-            gemm::parallel(tokens, h, a, View::rows(o, a), View::rows(w, a).t(), &mut y, h, accumulate);
-        })?;
+        product_into(o, &self.out, &mut y, accumulate)?;
         self.residual.after(&mut y, x)?;
         Ok(y.into_vec())
     }

@@ -9,11 +9,13 @@ use crate::spec::LatentSpec;
 use candle_core::{Result, Tensor, bail};
 use senmon_kernels::attention::{self, Heads};
 use senmon_kernels::buffers::Buffer;
+use senmon_kernels::elements::Matrix;
 use senmon_kernels::gemm::{self, Operand, Product};
 use senmon_kernels::layout::Rows;
 use senmon_kernels::rotary::{self, Rope};
 use senmon_kernels::simd::Level;
 use senmon_moe::Param;
+use senmon_moe::ops::product;
 use senmon_moe::tensor::{own, read};
 use std::sync::Arc;
 
@@ -33,14 +35,20 @@ pub struct LatentBlock {
     /// The way to the queries: one matrix \[heads·(nope + R), H\], or two with a norm between, \[q_rank, H\] and
     /// \[heads·(nope + R), q_rank\].
     pub q: (Param, Option<(Norm, Param)>),
+    /// Of the first of them: \[q_rank\].
+    pub q_bias: Option<Param>,
     /// \[C + R, H\].
     pub kv_a: Param,
+    /// \[C + R\].
+    pub kv_bias: Option<Param>,
     /// \[C\].
     pub kv_a_norm: Norm,
     /// \[heads·(nope + value), C\]: of each head the rows of its keys, then those of its values.
     pub kv_b: Param,
     /// \[H, heads·value\].
     pub out: Param,
+    /// \[H\].
+    pub out_bias: Option<Param>,
 }
 
 impl LatentBlock {
@@ -49,16 +57,15 @@ impl LatentBlock {
         self.spec.kv_rank + self.spec.rope
     }
 
-    /// `x` \[T, I\] · `w`ᵀ \[I, O\].
-    fn product(x: &[f32], w: &Param) -> Result<Buffer> {
-        let (outputs, inputs) = w.tensor().dims2()?;
-        let tokens = x.len() / inputs.max(1);
-        let mut y = Buffer::stale(tokens * outputs);
-        w.read(|w| {
-            let (a, b) = (Operand::k_inner(x, inputs), Operand::k_inner(w, inputs));
-            run(&[product(tokens, outputs, inputs, a, b, 0, outputs)], &mut y);
-        })?;
-        Ok(y)
+    /// Calls `f` with the matrix that keys and values are made with.
+    fn with_kv_b(&self, f: impl FnOnce(Matrix)) -> Result<()> {
+        self.kv_b.matrices(|parts| match parts {
+            [whole] => {
+                f(*whole);
+                Ok(())
+            }
+            parts => bail!("{} is in {} parts", self.kv_b.name(), parts.len()),
+        })?
     }
 
     /// `x` \[T, H\] → queries in the space of the cache, \[T, heads, C + R\], and what the cache keeps, \[T, C + R\].
@@ -67,11 +74,11 @@ impl LatentBlock {
         let (c, r, width) = (s.kv_rank, s.rope, self.width());
         let h = self.residual.before(x)?;
         let h = h.as_deref().unwrap_or(x);
-        let mut q = Self::product(h, &self.q.0)?;
+        let mut q = biased(product(h, &self.q.0)?, self.q_bias.as_ref())?;
         if let Some((norm, q_b)) = &self.q.1 {
-            q = Self::product(&norm.run(&q)?, q_b)?;
+            q = product(&norm.run(&q)?, q_b)?;
         }
-        let kv = Self::product(h, &self.kv_a)?;
+        let kv = biased(product(h, &self.kv_a)?, self.kv_bias.as_ref())?;
         let mut latent = Buffer::stale(tokens * c);
         for (to, from) in latent.chunks_exact_mut(c).zip(kv.chunks_exact(width)) {
             to.copy_from_slice(&from[..c]);
@@ -90,12 +97,13 @@ impl LatentBlock {
         // Queries: what does not turn goes through the keys' rows of kv_b, what turns is copied behind it.
         let head = s.nope + r;
         let mut absorbed = Buffer::stale(tokens * heads * width);
-        self.kv_b.read(|kv_b| {
+        self.with_kv_b(|kv_b| {
             let products: Vec<Product> = (0..heads)
                 .map(|n| {
-                    let rows = &kv_b[n * (s.nope + s.value) * c..][..s.nope * c];
+                    let first = n * (s.nope + s.value);
+                    let b = Operand::weight_across(kv_b.some(first..first + s.nope));
                     let a = Operand::k_inner(&q[(n * head).min(q.len())..], heads * head);
-                    product(tokens, c, s.nope, a, Operand::k_outer(rows, c), n * width, heads * width)
+                    one(tokens, c, s.nope, a, b, n * width, heads * width)
                 })
                 .collect();
             run(&products, &mut absorbed);
@@ -139,13 +147,13 @@ impl LatentBlock {
             &mut lse,
         );
         let mut values = Buffer::stale(rows * heads * s.value);
-        self.kv_b.read(|kv_b| {
+        self.with_kv_b(|kv_b| {
             let products: Vec<Product> = (0..heads)
                 .map(|n| {
-                    let first = (n * (s.nope + s.value) + s.nope) * s.kv_rank;
-                    let b = Operand::k_inner(&kv_b[first..][..s.value * s.kv_rank], s.kv_rank);
+                    let first = n * (s.nope + s.value) + s.nope;
+                    let b = Operand::weight(kv_b.some(first..first + s.value));
                     let a = Operand::k_inner(&o[(n * width).min(o.len())..], heads * width);
-                    product(rows, s.value, s.kv_rank, a, b, n * s.value, heads * s.value)
+                    one(rows, s.value, s.kv_rank, a, b, n * s.value, heads * s.value)
                 })
                 .collect();
             run(&products, &mut values);
@@ -154,7 +162,7 @@ impl LatentBlock {
     }
 
     fn finish(&self, x: &[f32], values: &[f32]) -> Result<Vec<f32>> {
-        let mut y = Self::product(values, &self.out)?;
+        let mut y = biased(product(values, &self.out)?, self.out_bias.as_ref())?;
         self.residual.after(&mut y, x)?;
         Ok(y.into_vec())
     }
@@ -168,7 +176,7 @@ impl LatentBlock {
         let positions = super::attention::positions(batch, tokens / batch, 0);
         let y = read(x, |x| -> Result<Vec<f32>> {
             let (queries, keys) = self.project(x, &positions, rope)?;
-            self.finish(x, &*self.attend(batch, &queries, &keys)?)
+            self.finish(x, &self.attend(batch, &queries, &keys)?)
         })??;
         own(y, x.shape())
     }
@@ -185,13 +193,25 @@ impl LatentBlock {
         let y = read(x, |x| -> Result<Vec<f32>> {
             let (queries, keys) = self.project(x, &positions, rope)?;
             cache.append(past, &keys, &[], self.width());
-            self.finish(x, &*self.attend(1, &queries, cache.keys())?)
+            self.finish(x, &self.attend(1, &queries, cache.keys())?)
         })??;
         own(y, x.shape())
     }
 }
 
-fn product<'a>(
+/// Each row of `y` with the bias added.
+fn biased(mut y: Buffer, bias: Option<&Param>) -> Result<Buffer> {
+    if let Some(bias) = bias {
+        bias.read(|bias| {
+            for row in y.chunks_exact_mut(bias.len().max(1)) {
+                row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            }
+        })?;
+    }
+    Ok(y)
+}
+
+fn one<'a>(
     m: usize,
     n: usize,
     k: usize,
@@ -200,7 +220,7 @@ fn product<'a>(
     c_start: usize,
     c_stride: usize,
 ) -> Product<'a> {
-    Product { m, n, k, a, b, c_start, c_stride, accumulate: false, twin: None }
+    Product { m, n, k, a, b, c_start, c_stride, accumulate: false, twin: None, twin_b: None }
 }
 
 fn run(products: &[Product], c: &mut [f32]) {

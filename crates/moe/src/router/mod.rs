@@ -140,6 +140,9 @@ pub fn build(config: &RouterConfig, experts: usize, top_k: usize) -> Result<Box<
             config.scale, config.jitter
         ));
     }
+    if !(config.least_sum > 0.0 && config.least_sum.is_finite()) {
+        return refuse(format!("router.least_sum = {} must be above 0", config.least_sum));
+    }
     if !(0.0..1.0).contains(&config.sparsemixer_eps) {
         return refuse(format!("router.sparsemixer_eps = {} must be in [0, 1)", config.sparsemixer_eps));
     }

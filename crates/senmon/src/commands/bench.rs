@@ -256,7 +256,7 @@ pub(super) fn train(args: BenchTrainArgs) -> Result<()> {
             args.hidden, args.heads
         )));
     }
-    let mlp = |intermediate| MlpSpec { intermediate, activation: Activation::Silu, gated: true };
+    let mlp = |intermediate| MlpSpec::gated(intermediate);
     let moe = FfnSpec::Moe(MoeSpec {
         router: RouterConfig { kind: "topk_post".into(), ..RouterConfig::default() },
         ..MoeSpec::plain(args.experts, args.top_k, mlp(args.intermediate))

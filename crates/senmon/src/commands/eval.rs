@@ -5,7 +5,6 @@ use crate::cli::EvalArgs;
 use crate::failure::{Failure, Result};
 use crate::ui::{DataProgress, INTERRUPTED};
 use senmon_data::{DomainRule, EvalSet, TextTokenizer};
-use senmon_models::checkpoint;
 use senmon_models::decoder::Decoder;
 use senmon_train::RunConfig;
 use senmon_train::eval::{EvalText, evaluate};
@@ -17,11 +16,7 @@ use std::sync::atomic::Ordering;
 
 /// Where token shards are kept between runs: `$SENMON_CACHE`, else the user's cache folder.
 pub(super) fn cache_folder() -> PathBuf {
-    let from = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    from("SENMON_CACHE")
-        .or_else(|| from("XDG_CACHE_HOME").map(|path| path.join("senmon")))
-        .or_else(|| from("HOME").map(|path| path.join(".cache/senmon")))
-        .unwrap_or_else(|| std::env::temp_dir().join("senmon-cache"))
+    senmon_files::cache_folder().unwrap_or_else(|| std::env::temp_dir().join("senmon-cache"))
 }
 
 pub(super) fn run(args: EvalArgs) -> Result<()> {
@@ -32,8 +27,8 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
     if args.batch == 0 {
         return Err(Failure::mistake("--batch 0 must be at least 1"));
     }
-    let loaded = checkpoint::load(&args.model)?;
-    let config_path = args.model.join(senmon_train::folder::CONFIG);
+    let loaded = args.from.open()?;
+    let config_path = args.from.model.join(senmon_train::folder::CONFIG);
     let config = match std::fs::read_to_string(&config_path) {
         Ok(text) => Some(RunConfig::from_toml(&config_path.display().to_string(), &text)?),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
@@ -49,7 +44,7 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
     let tokenizer = loaded.tokenizer.clone().ok_or_else(|| {
         Failure::mistake(format!(
             "{} has no tokenizer.json: text cannot be made into its tokens",
-            args.model.display()
+            args.from.model.display()
         ))
     })?;
     crate::ui::catch_interrupts();
@@ -58,7 +53,7 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
         let Some(config) = config else {
             return Err(Failure::mistake(format!(
                 "{} is no run folder: say --data PATH",
-                args.model.display()
+                args.from.model.display()
             )));
         };
         held_out_of(&config.data, tokenizer, sequence, max_tokens, &cache_folder(), &progress)?
@@ -88,7 +83,7 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
             "the tokenizer gives token {token}, the model's vocabulary is {vocab}"
         )));
     }
-    let decoder = Decoder::new(&loaded.spec, loaded.params, false)?;
+    let decoder = Decoder::run(&loaded.spec, loaded.weights)?;
     let cancelled = || INTERRUPTED.load(Ordering::Relaxed);
     let record = evaluate(&decoder, &text, args.batch, 0, 0, &cancelled)?;
     let record = record.ok_or_else(|| Failure::interrupted("interrupted"))?;

@@ -4,10 +4,14 @@ use super::{print, print_json};
 use crate::cli::GenerateArgs;
 use crate::failure::{Failure, Result};
 use crate::ui::INTERRUPTED;
+use senmon_models::audit::Audit;
 use senmon_models::decoder::{Decoder, Pass};
+use senmon_models::penalties::{Penalties, log_probabilities};
 use senmon_models::sampling::Sampling;
+use senmon_models::spec::{FfnSpec, ModelSpec};
 use senmon_models::text::{TextStream, Tokenizer, check_vocab, encode, load_tokenizer};
-use senmon_models::{ModelError, checkpoint};
+use senmon_models::{ModelError, seq2seq};
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -18,6 +22,8 @@ const INTERRUPTED_FINISH: &str = "interrupted";
 pub(super) struct Generated {
     pub text: String,
     pub tokens: Vec<u32>,
+    /// Of each token: its log-probability, and the likeliest tokens with theirs.
+    pub logprobs: Vec<(f64, Vec<(u32, f64)>)>,
     pub prompt_tokens: usize,
     pub finish: &'static str,
     pub prefill_seconds: f64,
@@ -31,6 +37,8 @@ pub(super) fn generate(
     prompt: &str,
     max_tokens: usize,
     sampling: &Sampling,
+    penalties: &Penalties,
+    logprobs: Option<usize>,
     stops: &[String],
     show: &mut dyn FnMut(&str) -> Result<()>,
 ) -> Result<Generated> {
@@ -51,21 +59,64 @@ pub(super) fn generate(
     show(prompt)?;
     let context = prompt_tokens.len().saturating_add(max_tokens).min(spec.max_positions);
     let mut cache = decoder.cache(context)?;
+    let room = spec.max_positions - prompt_tokens.len();
+    let limits = Limits { max_tokens, logprobs, room, eos: &spec.tokens.eos, stops };
+    go_on(tokenizer, (&prompt_tokens, &prompt_tokens), &limits, sampling, penalties, show, &mut |tokens| {
+        Ok(decoder.logits(tokens, &mut cache, true, &mut Pass::default())?)
+    })
+}
+
+/// Tokens of a prompt that pass through the model at once.
+const PREFILL: usize = 512;
+
+/// When a text ends, and what is wanted of it.
+pub(super) struct Limits<'a> {
+    pub max_tokens: usize,
+    /// The log-probabilities of so many of the likeliest tokens are wanted at each place.
+    pub logprobs: Option<usize>,
+    /// Tokens that the context has room for.
+    pub room: usize,
+    pub eos: &'a [u32],
+    pub stops: &'a [String],
+}
+
+/// Goes on after `first`, token by token (`prompt` is what penalties look at besides); `step` gives the logits of the last of the tokens it is given, which follow those of
+/// before.
+pub(super) fn go_on(
+    tokenizer: &Tokenizer,
+    (first, prompt): (&[u32], &[u32]),
+    limits: &Limits,
+    sampling: &Sampling,
+    penalties: &Penalties,
+    show: &mut dyn FnMut(&str) -> Result<()>,
+    step: &mut dyn FnMut(&[u32]) -> Result<Vec<f32>>,
+) -> Result<Generated> {
     let started = Instant::now();
-    let mut logits = decoder.logits(&prompt_tokens, &mut cache, true, &mut Pass::default())?;
+    // A long prompt in parts: what a pass holds in memory grows with its tokens.
+    let mut logits = Vec::new();
+    for part in first.chunks(PREFILL) {
+        logits = step(part)?;
+    }
     let prefill_seconds = started.elapsed().as_secs_f64();
     let started = Instant::now();
-    let mut stream = TextStream::new(tokenizer, stops);
+    let mut stream = TextStream::new(tokenizer, limits.stops);
     let (mut text, mut tokens, mut finish) = (String::new(), Vec::new(), "length");
-    while tokens.len() < max_tokens {
+    let mut logprobs = Vec::new();
+    while tokens.len() < limits.max_tokens {
         if INTERRUPTED.load(Ordering::Relaxed) {
             finish = INTERRUPTED_FINISH;
             break;
         }
+        let raw = limits.logprobs.map(|_| logits.clone());
+        penalties.apply(&mut logits, prompt, &tokens);
         let Some(token) = sampling.pick(&logits, tokens.len() as u64) else {
             return Err(Failure::other("the model's logits are not numbers"));
         };
-        if spec.tokens.eos.contains(&token) {
+        if let (Some(most), Some(raw)) = (limits.logprobs, raw) {
+            logprobs.push(log_probabilities(&raw, token, most));
+        }
+        if limits.eos.contains(&token) {
+            logprobs.truncate(tokens.len());
             finish = "end of text";
             break;
         }
@@ -77,42 +128,165 @@ pub(super) fn generate(
             finish = "stop";
             break;
         }
-        if cache.len() >= spec.max_positions {
+        if tokens.len() > limits.room {
             finish = "context full";
             break;
         }
-        if tokens.len() < max_tokens {
-            logits = decoder.logits(&[token], &mut cache, true, &mut Pass::default())?;
+        if tokens.len() < limits.max_tokens {
+            logits = step(&[token])?;
         }
     }
     let rest = stream.finish()?;
     show(&rest)?;
     text.push_str(&rest);
-    let (prompt_tokens, decode_seconds) = (prompt_tokens.len(), started.elapsed().as_secs_f64());
-    Ok(Generated { text, tokens, prompt_tokens, finish, prefill_seconds, decode_seconds })
+    let decode_seconds = started.elapsed().as_secs_f64();
+    Ok(Generated {
+        text,
+        tokens,
+        logprobs,
+        prompt_tokens: first.len(),
+        finish,
+        prefill_seconds,
+        decode_seconds,
+    })
+}
+
+/// A text of an encoder-decoder for the prompt.
+fn of_encoder_decoder(args: &GenerateArgs, show: &mut dyn FnMut(&str) -> Result<()>) -> Result<Generated> {
+    if args.experts_per_token.is_some() {
+        return Err(Failure::mistake(
+            "--experts-per-token: an encoder-decoder has one expert for each token",
+        ));
+    }
+    let sampling = sampling(args);
+    sampling.validate()?;
+    let opened = seq2seq::open(&args.from.model, args.from.audit_or(Audit::Once))?;
+    let tokenizer = load_tokenizer(&tokenizer_of(args, opened.tokenizer)?)?;
+    let (model, spec) = (&opened.model, opened.model.spec());
+    let mut prompt = encode(&tokenizer, &args.prompt)?;
+    // What is encoded ends.
+    if let Some(eos) = spec.tokens.eos.first().filter(|eos| prompt.last() != Some(eos)) {
+        prompt.push(*eos);
+    }
+    let start = [spec.start];
+    let first = if args.decoder_tokens.is_empty() { &start[..] } else { &args.decoder_tokens };
+    let (encoded, mut cache) = (model.encode(&prompt, None)?, model.cache());
+    let limits = Limits {
+        max_tokens: args.max_tokens,
+        logprobs: args.logprobs,
+        room: usize::MAX,
+        eos: &spec.tokens.eos,
+        stops: &args.stop,
+    };
+    let penalties = penalties(args, spec.vocab)?;
+    go_on(&tokenizer, (first, &prompt), &limits, &sampling, &penalties, show, &mut |tokens| {
+        Ok(model.logits(tokens, &encoded, &mut cache, true, None)?)
+    })
+}
+
+pub(super) fn sampling(args: &GenerateArgs) -> Sampling {
+    Sampling {
+        temperature: args.temperature,
+        top_k: args.top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        seed: args.seed,
+    }
+}
+
+/// Penalties and biases, checked for a vocabulary of `vocab`.
+pub(super) fn penalties(args: &GenerateArgs, vocab: usize) -> Result<Penalties> {
+    let penalties = Penalties {
+        repetition: args.repetition_penalty,
+        presence: args.presence_penalty,
+        frequency: args.frequency_penalty,
+        bias: args.logit_bias.iter().copied().collect(),
+    };
+    penalties.validate(vocab)?;
+    Ok(penalties)
+}
+
+fn tokenizer_of(args: &GenerateArgs, found: Option<PathBuf>) -> Result<PathBuf> {
+    Ok(found.ok_or_else(|| ModelError::File {
+        path: args.from.model.clone(),
+        what: "has no tokenizer.json: text cannot be made of its tokens".into(),
+    })?)
+}
+
+/// The decoder in a folder, with what the options change of it, and its tokenizer.
+pub(super) fn open_decoder(args: &GenerateArgs) -> Result<(Decoder, Tokenizer)> {
+    if !args.decoder_tokens.is_empty() {
+        return Err(Failure::mistake("--decoder-tokens is for encoder-decoders; the model is a decoder"));
+    }
+    let mut loaded = args.from.open()?;
+    if let Some(k) = args.experts_per_token {
+        loaded.spec = with_experts_per_token(loaded.spec, k)?;
+    }
+    // Chat models often say only beside the model what ends a turn.
+    for eos in &loaded.generation.eos {
+        if !loaded.spec.tokens.eos.contains(eos) {
+            loaded.spec.tokens.eos.push(*eos);
+        }
+    }
+    let path = tokenizer_of(args, loaded.tokenizer)?;
+    let tokenizer = load_tokenizer(&path)?;
+    check_vocab(&tokenizer, &loaded.spec, &path)?;
+    Ok((Decoder::run(&loaded.spec, loaded.weights)?, tokenizer))
+}
+
+/// A text of a decoder after the prompt.
+fn of_decoder(args: &GenerateArgs, show: &mut dyn FnMut(&str) -> Result<()>) -> Result<Generated> {
+    let (decoder, tokenizer) = open_decoder(args)?;
+    let (sampling, penalties) = (sampling(args), penalties(args, decoder.spec().vocab)?);
+    let (most, prompt) = (args.max_tokens, &args.prompt);
+    generate(&decoder, &tokenizer, prompt, most, &sampling, &penalties, args.logprobs, &args.stop, show)
+}
+
+/// The model with another number of experts for each token.
+fn with_experts_per_token(mut spec: ModelSpec, k: usize) -> Result<ModelSpec> {
+    let mut found = false;
+    for layer in &mut spec.layers {
+        let FfnSpec::Moe(moe) = layer else { continue };
+        found = true;
+        if k == 0 || k > moe.experts {
+            let experts = moe.experts;
+            return Err(Failure::mistake(format!(
+                "--experts-per-token {k} must be from 1 to the model's {experts} experts"
+            )));
+        }
+        moe.top_k = k;
+    }
+    if !found {
+        return Err(Failure::mistake(format!("--experts-per-token {k}: the model has no experts")));
+    }
+    spec.validate()?;
+    Ok(spec)
 }
 
 pub(super) fn run(args: GenerateArgs) -> Result<()> {
-    let loaded = checkpoint::load(&args.model)?;
-    let path = loaded.tokenizer.clone().ok_or_else(|| ModelError::File {
-        path: args.model.clone(),
-        what: "has no tokenizer.json: text cannot be made of its tokens".into(),
-    })?;
-    let tokenizer = load_tokenizer(&path)?;
-    check_vocab(&tokenizer, &loaded.spec, &path)?;
-    let decoder = Decoder::new(&loaded.spec, loaded.params, false)?;
-    let sampling =
-        Sampling { temperature: args.temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed };
     crate::ui::catch_interrupts();
     let json = args.common.json;
     let mut show = |text: &str| if json || text.is_empty() { Ok(()) } else { print(text) };
-    let done =
-        generate(&decoder, &tokenizer, &args.prompt, args.max_tokens, &sampling, &args.stop, &mut show)?;
+    let done = match seq2seq::family_of(&args.from.model)? {
+        Some(_) => of_encoder_decoder(&args, &mut show)?,
+        None => of_decoder(&args, &mut show)?,
+    };
     let speed = |n: usize, seconds: f64| n as f64 / seconds.max(1e-9);
     let (prefill, decode) =
         (speed(done.prompt_tokens, done.prefill_seconds), speed(done.tokens.len(), done.decode_seconds));
     if json {
+        let likeliest = |list: &[(u32, f64)]| -> Vec<serde_json::Value> {
+            list.iter().map(|(token, p)| serde_json::json!({ "token": token, "logprob": p })).collect()
+        };
+        let logprobs: Option<Vec<_>> = args.logprobs.map(|_| {
+            let each = done.tokens.iter().zip(&done.logprobs);
+            each.map(|(token, (p, top))| {
+                serde_json::json!({ "token": token, "logprob": p, "top": likeliest(top) })
+            })
+            .collect()
+        });
         return print_json(&serde_json::json!({
+            "logprobs": logprobs,
             "prompt": args.prompt,
             "text": done.text,
             "tokens": done.tokens,

@@ -3,25 +3,35 @@
 use super::{print, print_json};
 use crate::cli::InspectArgs;
 use crate::failure::Result;
+use senmon_models::audit::Audit;
 use senmon_models::checkpoint;
-use senmon_models::inspect::describe;
+use senmon_models::inspect::{describe, short};
 use senmon_models::names::parts;
 use std::fmt::Write;
 
 pub(super) fn run(args: InspectArgs) -> Result<()> {
-    let loaded = checkpoint::load(&args.model)?;
+    let audit = args.from.audit_or(Audit::Full);
+    let loaded = checkpoint::open(&args.from.model, audit)?;
     let description = describe(&loaded.spec, loaded.family.name);
     let tensors = parts(&loaded.spec, &loaded.family.names).len();
     if args.common.json {
         let mut json = serde_json::to_value(&description).unwrap_or_default();
-        json["audit"] = serde_json::json!({ "tensors": tensors, "unused": loaded.unused });
+        json["audit"] = serde_json::json!({ "tensors": tensors, "unused": loaded.unused, "content": audit != Audit::Structure });
+        json["memory"] = serde_json::json!({ "mapped": loaded.memory.mapped, "held": loaded.memory.held });
         return print_json(&json);
     }
     let mut text = description.table();
-    let _ = writeln!(
-        text,
-        "\naudit: {tensors} tensors, each there once, of the right shape and finite; no expert twice"
-    );
+    let (mapped, held) = (short(loaded.memory.mapped), short(loaded.memory.held));
+    let _ = writeln!(text, "\nto run: {mapped}B used where they lie in the files, {held}B in memory");
+    let _ = match audit {
+        Audit::Structure => {
+            writeln!(text, "audit: {tensors} tensors, each there once and of the right shape")
+        }
+        _ => writeln!(
+            text,
+            "audit: {tensors} tensors, each there once, of the right shape and finite; no expert twice"
+        ),
+    };
     for (name, why) in &loaded.unused {
         let _ = writeln!(text, "unused: {name} ({why})");
     }

@@ -1,6 +1,7 @@
 //! One file a verb.
 
 mod bench;
+mod chat;
 mod eval;
 mod generate;
 mod inspect;
@@ -23,6 +24,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Train(args) => train::run(*args),
         Command::Eval(args) => on_pool(&args.common.clone(), || eval::run(args)),
+        Command::Chat(args) => on_pool(&args.options.common.clone(), || chat::run(args)),
         Command::Generate(args) => on_pool(&args.common.clone(), || generate::run(args)),
         Command::Logits(args) => on_pool(&args.common.clone(), || logits::run(args)),
         Command::Inspect(args) => on_pool(&args.common.clone(), || inspect::run(args)),

@@ -8,6 +8,7 @@ use crate::failure::{Failure, Result};
 use crate::ui::{DataProgress, INTERRUPTED, on_terminal, peak_memory};
 use indicatif::ProgressDrawTarget;
 use senmon_data::TextTokenizer;
+use senmon_models::penalties::Penalties;
 use senmon_models::sampling::Sampling;
 use senmon_train::RunConfig;
 use senmon_train::alarms::Alarm;
@@ -158,11 +159,13 @@ fn train(setup: Setup, args: &TrainArgs) -> Result<()> {
     let cost = footprint(spec, trainer.config.train.sequence);
     let sample = match (&tokenizer, quiet && !args.common.json) {
         (Some(tokenizer), false) => {
-            let sampling =
-                Sampling { temperature: 0.8, top_k: 0, top_p: 0.95, seed: trainer.config.train.seed };
+            let sampling = Sampling { seed: trainer.config.train.seed, ..Sampling::default() };
+            let (decoder, none) = (&trainer.decoder, Penalties::default());
             let prompt = prompt(&trainer.eval, tokenizer)?;
             let done =
-                generate(&trainer.decoder, tokenizer.inner(), &prompt, 96, &sampling, &[], &mut |_| Ok(()))?;
+                generate(decoder, tokenizer.inner(), &prompt, 96, &sampling, &none, None, &[], &mut |_| {
+                    Ok(())
+                })?;
             Some((prompt, done.text))
         }
         _ => None,
