@@ -3,7 +3,8 @@ it codes them to.
 
 A folder, crates/kernels/tests/golden/blocks unless --out says otherwise, gets
     decode-{TYPE}.bin    blocks of random bytes, then what they stand for, f32
-    encode-{TYPE}.bin    numbers, f32, then the blocks that they are coded to; the types that the package can code
+    encode-{TYPE}.bin    numbers, f32, then the blocks that they are coded to: by the package; Q4_K and Q6_K, which it
+                         cannot code to, by the library of ggml that --ggml names (libggml-base.so of llama.cpp)
     fp8_e4m3.bin         what the bytes 0 to 255 stand for, f32, by ml_dtypes
 all little endian, without headers: with the sizes of a block, the length of a file tells how many it has.
 
@@ -13,6 +14,7 @@ answer is left out: NaN and infinities to f16, and powers of two with which MXFP
 """
 
 import argparse
+import ctypes
 from pathlib import Path
 
 import ml_dtypes
@@ -28,6 +30,8 @@ DECODED = {
     "MXFP4": [],
 }
 ENCODED = ["F16", "BF16", "Q4_0", "Q8_0", "MXFP4"]
+# Type: function of ggml.
+BY_GGML = {"Q4_K": "quantize_row_q4_K_ref", "Q6_K": "quantize_row_q6_K_ref"}
 
 
 def halves(rng, n):
@@ -84,9 +88,32 @@ def numbers(rng, name, n):
     return x
 
 
+class InitParams(ctypes.Structure):
+    """What ggml_init takes."""
+
+    _fields_ = [("mem_size", ctypes.c_size_t), ("mem_buffer", ctypes.c_void_p), ("no_alloc", ctypes.c_bool)]
+
+
+def load_ggml(path):
+    """The library, with its tables of halves filled."""
+    ggml = ctypes.CDLL(path)
+    ggml.ggml_init.argtypes, ggml.ggml_init.restype = [InitParams], ctypes.c_void_p
+    assert ggml.ggml_init(InitParams(1 << 20, None, False))
+    return ggml
+
+
+def code(ggml, x, name):
+    """The blocks that ggml codes numbers [n, elements] to."""
+    out = np.zeros((len(x), GGML_QUANT_SIZES[Type[name]][1]), np.uint8)
+    pointer = ctypes.c_void_p
+    getattr(ggml, BY_GGML[name])(x.ctypes.data_as(pointer), out.ctypes.data_as(pointer), ctypes.c_int64(x.size))
+    return out
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "crates/kernels/tests/golden/blocks", help="the folder")
+    parser.add_argument("--ggml", help="a shared library of ggml; without it, encode-Q4_K and encode-Q6_K are left as they are")
     parser.add_argument("--seed", type=int, default=0, help="of the random bytes")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -101,6 +128,12 @@ def main():
         x = numbers(np.random.default_rng([args.seed, 1, Type[name].value]), name, 40)
         with np.errstate(over="ignore"):
             coded = quants.quantize(x, Type[name])
+        (args.out / f"encode-{name}.bin").write_bytes(x.tobytes() + coded.tobytes())
+    for name in BY_GGML if args.ggml else []:
+        x = numbers(np.random.default_rng([args.seed, 1, Type[name].value]), name, 20)
+        # Where a half is too coarse for the scale, all elements mean 0, and what ggml leaves in them means nothing.
+        x[np.abs(x).max(axis=1) < 1e-3] *= np.float32(1e4)
+        coded = code(load_ggml(args.ggml), x, name)
         (args.out / f"encode-{name}.bin").write_bytes(x.tobytes() + coded.tobytes())
     fp8 = np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float32)
     (args.out / "fp8_e4m3.bin").write_bytes(fp8.tobytes())

@@ -68,8 +68,8 @@ impl<'a> Bytes<'a> {
         std::str::from_utf8(self.take(len)?).map_err(|_| Bad::Text)
     }
 
-    /// A count of things that take at least `each` bytes: no more than the file can hold, so that room can be made for
-    /// them all.
+    /// A count of things that take at least `each` bytes: no more than the file can hold, so that room can be
+    /// made for them all.
     pub(crate) fn count(&mut self, each: usize) -> Result<usize, Bad> {
         let count = self.u64()?;
         usize::try_from(count).ok().filter(|n| *n <= self.left() / each).ok_or(Bad::End)

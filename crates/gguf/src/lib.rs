@@ -1,8 +1,9 @@
 //! GGUF, the container that llama.cpp keeps models in: metadata by key, tensors by name.
 //!
-//! [`Gguf::read`] takes the bytes of a file, usually mapped, and says what is in it and where. The bytes need not be
-//! trusted: nothing in them makes it panic or take more memory than a small multiple of their number. Versions 2 and 3,
-//! little endian. [`split`] puts together what was written as several files; [`Writer`] writes one.
+//! [`Gguf::read`] takes the bytes of a file, usually mapped, and says what is in it and where. The bytes need
+//! not be trusted: nothing in them makes it panic or take more memory than a small multiple of their number.
+//! Versions 2 and 3, little endian. [`split`] puts together what was written as several files; [`Writer`]
+//! writes one.
 //!
 //! No error names the file: whoever opened it does.
 

@@ -49,7 +49,8 @@ impl Metadata {
         self.index.get(key).map(|i| &self.entries[*i].1)
     }
 
-    /// The value of a key that may be absent: `find::<u32>("llama.expert_count")`. That it is of another type is an error.
+    /// The value of a key that may be absent: `find::<u32>("llama.expert_count")`. That it is of another type
+    /// is an error.
     pub fn find<'a, T: FromValue<'a>>(&'a self, key: &str) -> Result<Option<T>> {
         let Some(value) = self.get(key) else {
             return Ok(None);
@@ -66,8 +67,8 @@ impl Metadata {
     }
 }
 
-/// What a value can be asked for as. Integers of any width will do for each other as long as they fit, and so will the
-/// two widths of floats.
+/// What a value can be asked for as. Integers of any width will do for each other as long as they fit, and so
+/// will the two widths of floats.
 pub trait FromValue<'a>: Sized {
     /// For errors: what was expected.
     const EXPECTED: &'static str;

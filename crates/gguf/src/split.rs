@@ -1,7 +1,7 @@
 //! Models in several files: `name-00001-of-00003.gguf` and so on.
 //!
-//! Each file is whole in itself, with the keys `split.no` (from 0), `split.count` and `split.tensors.count` (of all
-//! files). The metadata of the model are those of the first.
+//! Each file is whole in itself, with the keys `split.no` (from 0), `split.count` and `split.tensors.count`
+//! (of all files). The metadata of the model are those of the first.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -43,8 +43,8 @@ pub fn parse_name(name: &str) -> Option<(&str, usize, usize)> {
     (1..=count).contains(&number).then(|| (stem, number - 1, count))
 }
 
-/// The paths of all files of a model, in order, from that of any one of them; each must be there. A name that is not
-/// one of a split model stands for itself alone.
+/// The paths of all files of a model, in order, from that of any one of them; each must be there. A name that
+/// is not one of a split model stands for itself alone.
 pub fn siblings(path: &Path) -> Result<Vec<PathBuf>> {
     let name = path.file_name().and_then(|name| name.to_str()).and_then(parse_name);
     let Some((stem, _, count)) = name else {

@@ -91,8 +91,8 @@ impl Writer {
         &self.tensors
     }
 
-    /// Writes the file; returns how many bytes it has. `data` is called for each tensor in order, and writes its bytes:
-    /// exactly [`TensorInfo::bytes`] of them.
+    /// Writes the file; returns how many bytes it has. `data` is called for each tensor in order, and writes
+    /// its bytes: exactly [`TensorInfo::bytes`] of them.
     pub fn write<W: Write>(
         &self,
         mut out: W,

@@ -1,4 +1,5 @@
-//! Element types against what the `gguf` package for Python makes of the same bytes and numbers, bit for bit.
+//! Element types against what the `gguf` package for Python, and ggml, make of the same bytes and numbers,
+//! bit for bit.
 
 use std::path::Path;
 
@@ -52,17 +53,25 @@ fn every_type_decodes_to_the_bits_of_the_package_at_every_level() {
 }
 
 #[test]
-fn numbers_are_coded_to_the_bytes_of_the_package() {
+fn numbers_are_coded_to_the_bytes_of_the_package_and_of_ggml() {
     use ElementType::*;
-    for ty in [F16, Bf16, Q4_0, Q8_0, Mxfp4] {
+    for ty in [F16, Bf16, Q4_0, Q8_0, Mxfp4, Q4K, Q6K] {
         let file = golden(&format!("encode-{ty}.bin"));
         let (x, want) = file.split_at(blocks(ty, &file) * ty.block_len() * 4);
         let x = floats(x);
-        let mut got = vec![0xaa; want.len()];
+        let (mut got, mut same) = (vec![0xaa; want.len()], 0);
         quantize(ty, &x, &mut got);
+        let (mut means, mut should) = (vec![f32::NAN; x.len()], vec![f32::NAN; x.len()]);
+        dequantize(ty, &got, &mut means);
+        dequantize(ty, want, &mut should);
+        let unit = ty.block_len();
         for (i, (got, want)) in got.chunks(ty.block_bytes()).zip(want.chunks(ty.block_bytes())).enumerate() {
-            assert_eq!(got, want, "{ty}: block {i} of {:?}", &x[i * ty.block_len()..][..ty.block_len()]);
+            // Where the scale of a group is 0, ggml leaves in its elements what means nothing.
+            let idle = [Q4K, Q6K].contains(&ty) && means[i * unit..][..unit] == should[i * unit..][..unit];
+            assert!(got == want || idle, "{ty}: block {i} is {got:?}, not {want:?}");
+            same += usize::from(got == want);
         }
+        assert!(same * 4 >= means.len() / unit * 3, "{ty}: {same} blocks");
     }
 }
 

@@ -101,8 +101,8 @@ pub fn f32_to_bf16(x: f32) -> u16 {
     ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
-/// Eight bits with four of exponent and three of fraction: FP8 E4M3 without infinities, `F8_E4M3` of safetensors. The
-/// greatest is 448; NaN are 0x7f and 0xff.
+/// Eight bits with four of exponent and three of fraction: FP8 E4M3 without infinities, `F8_E4M3` of
+/// safetensors. The greatest is 448; NaN are 0x7f and 0xff.
 #[inline(always)]
 pub fn fp8_e4m3_to_f32(bits: u8) -> f32 {
     let (sign, rest) = (u32::from(bits & 0x80) << 24, u32::from(bits & 0x7f));
@@ -126,7 +126,8 @@ pub fn e8m0_to_f32(bits: u8) -> f32 {
 mod tests {
     use super::*;
 
-    /// The value of a number with a sign, `e` bits of exponent and `f` bits of fraction, were there no special ones.
+    /// The value of a number with a sign, `e` bits of exponent and `f` bits of fraction, were there no
+    /// special ones.
     fn value(bits: u32, e: u32, f: u32) -> f64 {
         let (exponent, fraction) = (bits >> f & ((1 << e) - 1), f64::from(bits & ((1 << f) - 1)));
         let bias = (1 << (e - 1)) - 1;

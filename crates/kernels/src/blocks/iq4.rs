@@ -33,8 +33,8 @@ by_level! {
     }
 }
 
-/// 32 elements from a table of what the four bits stand for; of a byte, the low bits are element i and the high bits
-/// element i + 16.
+/// 32 elements from a table of what the four bits stand for; of a byte, the low bits are element i and the
+/// high bits element i + 16.
 #[inline(always)]
 fn look_up(table: &[f32; 16], q: &[u8], out: &mut [f32; 32]) {
     for i in 0..16 {

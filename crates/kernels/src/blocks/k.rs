@@ -1,7 +1,7 @@
 //! The types of 256 elements whose scales are themselves coded: Q2_K, Q3_K, Q4_K, Q5_K and Q6_K, decoded.
 //!
-//! Runs of 32 elements lie one above another in the bits of the same bytes. They are first taken apart, byte by byte with
-//! constant shifts, then scaled: two plain loops are vectorised where one is not.
+//! Runs of 32 elements lie one above another in the bits of the same bytes. They are first taken apart, byte
+//! by byte with constant shifts, then scaled: two plain loops are vectorised where one is not.
 
 use super::floats::half_at;
 use super::pairs;
@@ -34,7 +34,8 @@ by_level! {
 }
 
 by_level! {
-    /// 32 bytes of third bits, 64 of the other two, 12 of scales around zero, their scale; elements stand for -4 to 3.
+    /// 32 bytes of third bits, 64 of the other two, 12 of scales around zero, their scale; elements stand for
+    /// -4 to 3.
     pub(super) fn q3_k(bytes: &[u8], out: &mut [f32]) {
         for (block, out) in pairs::<110, 256>(bytes, out) {
             let d = half_at(block, 108);
@@ -51,7 +52,8 @@ by_level! {
                 }
             }
             for (g, (levels, out)) in pairs::<16, 16>(&levels, out).enumerate() {
-                // Eight bytes have the low bits of scales i and i + 8, the last four the two high bits of four each.
+                // Eight bytes have the low bits of scales i and i + 8, the last four the two high bits of
+                // four each.
                 let scale = (packed[g % 8] >> (g / 8 * 4) & 15) | (packed[8 + g % 4] >> (g / 4 * 2) & 3) << 4;
                 let scale = d * f32::from(scale as i8 - 32);
                 for i in 0..16 {
@@ -62,8 +64,8 @@ by_level! {
     }
 }
 
-/// Scale and minimum j of eight, six bits each: the first four have bytes of their own, whose two free bits are the
-/// high bits of the last four.
+/// Scale and minimum j of eight, six bits each: the first four have bytes of their own, whose two free bits
+/// are the high bits of the last four.
 #[inline(always)]
 pub(super) fn scale_and_min(packed: &[u8], j: usize) -> (u8, u8) {
     if j < 4 {
@@ -112,8 +114,8 @@ by_level! {
 }
 
 by_level! {
-    /// 128 bytes of the low four bits, 64 of the high two, 16 scales from -128 to 127, their scale; elements stand for
-    /// -32 to 31.
+    /// 128 bytes of the low four bits, 64 of the high two, 16 scales from -128 to 127, their scale; elements
+    /// stand for -32 to 31.
     pub(super) fn q6_k(bytes: &[u8], out: &mut [f32]) {
         for (block, out) in pairs::<210, 256>(bytes, out) {
             let d = half_at(block, 208);

@@ -1,7 +1,8 @@
 //! Coding to Q4_K and Q6_K: the scale of each group by a search that minimises a weighted squared error.
 //!
-//! The scheme is ggml's: rounding with a few trial scales, for each the scale (and minimum) that fits the rounded elements
-//! best by least squares. The scales are then rounded themselves, and the elements once more with what became of them.
+//! The scheme is ggml's: rounding with a few trial scales, for each the scale (and minimum) that fits the
+//! rounded elements best by least squares. The scales are then rounded themselves, and the elements once more
+//! with what became of them.
 
 use super::floats::{f16_to_f32, f32_to_f16, half_at};
 use super::k::scale_and_min;
@@ -61,7 +62,9 @@ pub(super) fn to_q6_k(x: &[f32], out: &mut [u8]) {
             let scale = f16_to_f32(half) * f32::from(coded);
             let (part, run, at) = (g / 8, g % 8 / 2, g % 2 * 16);
             for i in 0..16 {
-                let q = if scale == 0.0 { 0.0 } else { (x[i] / scale).round_ties_even().clamp(-32.0, 31.0) };
+                // Where the scale is 0 all levels mean 0.
+                let q =
+                    if scale == 0.0 { -32.0 } else { (x[i] / scale).round_ties_even().clamp(-32.0, 31.0) };
                 let q = (q as i8 + 32) as u8;
                 block[part * 64 + run % 2 * 32 + at + i] |= (q & 15) << (run / 2 * 4);
                 block[128 + part * 32 + at + i] |= q >> 4 << (run * 2);
@@ -86,7 +89,7 @@ fn fit_with_min(x: &[f32; 32]) -> (f32, f32) {
         w += weight(x);
         wx += weight(x) * x;
     }
-    let round = |by: f32| x.map(|x| f32::from(level(by * (x - low), 15)));
+    let round = |by: f32, low: f32| x.map(|x| f32::from(level(by * (x - low), 15)));
     let error = |scale: f32, offset: f32, q: &[f32; 32]| {
         x.iter().zip(q).fold(0.0, |sum, (&x, q)| {
             let off = scale * q + offset - x;
@@ -95,10 +98,10 @@ fn fit_with_min(x: &[f32; 32]) -> (f32, f32) {
     };
     let plain = 15.0 / (high - low);
     let mut best = (1.0 / plain, low);
-    let mut least = error(best.0, best.1, &round(plain));
+    let mut least = error(best.0, best.1, &round(plain, low));
     for step in 0..=20 {
-        // From 14 to 16 steps between the lowest and the highest element.
-        let q = round((-1.0 + 0.1 * step as f32 + 15.0) / (high - low));
+        // From 14 to 16 steps between what 0 stands for so far and the highest element.
+        let q = round((-1.0 + 0.1 * step as f32 + 15.0) / (high - best.1), best.1);
         let (mut wq, mut wqq, mut wqx) = (0.0f32, 0.0f32, 0.0f32);
         for (&x, &q) in x.iter().zip(&q) {
             let weighted = weight(x) * q;

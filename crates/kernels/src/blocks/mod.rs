@@ -1,7 +1,7 @@
 //! Weights as they lie in files, GGUF's or safetensors': element types, decoding to f32, coding from f32.
 //!
-//! Rows are whole blocks, on plain bytes. Decoding gives the same bits at every [`Level`], those of the `gguf` package
-//! for Python; no content of a block is an error, at worst it is infinite or not a number.
+//! Rows are whole blocks, on plain bytes. Decoding gives the same bits at every [`Level`], those of the
+//! `gguf` package for Python; no content of a block is an error, at worst it is infinite or not a number.
 
 mod floats;
 mod iq4;
@@ -45,7 +45,8 @@ pub fn dequantize_by(level: Level, ty: ElementType, bytes: &[u8], out: &mut [f32
     }
 }
 
-/// Decodes the elements from `first` on of a row, as many as `out` has. Panics where they are not whole blocks of it.
+/// Decodes the elements from `first` on of a row, as many as `out` has. Panics where they are not whole
+/// blocks of it.
 pub fn dequantize_at(ty: ElementType, row: &[u8], first: usize, out: &mut [f32]) {
     let (start, len) = (ty.row_bytes(first), ty.row_bytes(out.len()));
     let part = start.zip(len).and_then(|(start, len)| row.get(start..)?.get(..len));
@@ -58,8 +59,9 @@ pub fn can_quantize(ty: ElementType) -> bool {
     coder(ty).is_some()
 }
 
-/// Codes finite numbers as whole blocks. Panics where `out` has not the bytes for `x`, or the type is not one of those
-/// that [`can_quantize`] names. What is not finite, or too large for the scale of a block, comes out as something else.
+/// Codes finite numbers as whole blocks. Panics where `out` has not the bytes for `x`, or the type is not one
+/// of those that [`can_quantize`] names. What is not finite, or too large for the scale of a block, comes out
+/// as something else.
 pub fn quantize(ty: ElementType, x: &[f32], out: &mut [u8]) {
     assert_eq!(ty.row_bytes(x.len()), Some(out.len()), "{} elements of {ty}", x.len());
     let code = coder(ty).unwrap_or_else(|| panic!("nothing codes to {ty}"));

@@ -4,7 +4,8 @@ use super::legacy::four_bits;
 use super::{pairs, pairs_mut};
 use crate::by_level;
 
-/// Twice what the four bits stand for (a sign, two bits of exponent, one of fraction). There is one zero, as in ggml.
+/// Twice what the four bits stand for (a sign, two bits of exponent, one of fraction). There is one zero, as
+/// in ggml.
 const TWICE: [f32; 16] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
 
