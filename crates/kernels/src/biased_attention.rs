@@ -83,7 +83,7 @@ pub fn attend(pass: &Pass, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Random, assert_close, assert_same_on_any_threads, wide};
+    use crate::testing::{Random, assert_close, assert_same_on_any_threads};
 
     #[test]
     fn rows_are_softmaxes_of_biased_scores() {
@@ -119,7 +119,7 @@ mod tests {
                     attend(&Pass { heads, head_dim, past, bias }, &q, &k, &v, &mut out);
                     out
                 };
-                assert_close("out", &run(), &wide(&wide_to_f32(&want)), 1e-5);
+                assert_close("out", &run(), &want, 1e-5);
                 assert_same_on_any_threads(run);
                 // A query alone, with just the keys that it sees.
                 if past.is_some() {
@@ -130,10 +130,6 @@ mod tests {
                 }
             }
         }
-    }
-
-    fn wide_to_f32(x: &[f64]) -> Vec<f32> {
-        x.iter().map(|x| *x as f32).collect()
     }
 
     #[test]

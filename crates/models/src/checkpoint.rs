@@ -9,7 +9,7 @@ use crate::error::{ModelError, Result};
 use crate::families::{self, Family, Json};
 use crate::files::is_file;
 use crate::names::{Part, parts};
-use crate::params::param_defs;
+use crate::params::{ParamDef, param_defs};
 pub use crate::save::save;
 use crate::sources::source;
 use crate::spec::ModelSpec;
@@ -52,6 +52,13 @@ pub struct GenerationDefaults {
 
 /// Reads `config.json` alone.
 pub fn load_spec(folder: &Path) -> Result<(ModelSpec, &'static Family)> {
+    let json = config(folder)?;
+    let family = family_of(&json)?;
+    Ok(((family.read)(&json)?, family))
+}
+
+/// The `config.json` of a folder.
+fn config(folder: &Path) -> Result<Json> {
     let path = folder.join("config.json");
     if !folder.is_dir() {
         let what = if folder.exists() { "is not a folder with a model" } else { "there is no such folder" };
@@ -63,10 +70,12 @@ pub fn load_spec(folder: &Path) -> Result<(ModelSpec, &'static Family)> {
             what: "holds no model: config.json is missing".into(),
         });
     }
-    let json = Json::new(&path, read_json(&path)?)?;
+    Json::new(&path, read_json(&path)?)
+}
+
+fn family_of(json: &Json) -> Result<&'static Family> {
     let kind = json.text("model_type")?.ok_or_else(|| json.error("model_type is missing"))?;
-    let family = families::family(kind).map_err(|e| json.error(e.to_string()))?;
-    Ok(((family.read)(&json)?, family))
+    families::family(kind).map_err(|e| json.error(e.to_string()))
 }
 
 /// A checkpoint whose names, shapes and types are as its family says.
@@ -80,12 +89,12 @@ struct Found {
 }
 
 fn find(folder: &Path) -> Result<Found> {
-    let (spec, family) = load_spec(folder)?;
+    let json = config(folder)?;
+    let family = family_of(&json)?;
+    let (spec, upcycled) = ((family.read)(&json)?, json.bool_or("upcycled", false)?);
     let files = Files::open(folder)?;
     let parts = parts(&spec, &family.names);
     let unused = audit::structure(&spec, &parts, &files)?;
-    let path = folder.join("config.json");
-    let upcycled = Json::new(&path, read_json(&path)?)?.bool_or("upcycled", false)?;
     Ok(Found { spec, family, parts, files, unused, upcycled })
 }
 
@@ -158,38 +167,7 @@ pub fn open(folder: &Path, audit: Audit) -> Result<Opened> {
         found.audit()?;
         audit::remember(&found.files);
     }
-    let defs = param_defs(&found.spec);
-    let mut by_param: Vec<Vec<&Part>> = vec![Vec::new(); defs.len()];
-    for part in &found.parts {
-        by_param[part.param].push(part);
-    }
-    let mut weights = Vec::with_capacity(defs.len());
-    let mut memory = Memory::default();
-    for (def, mut parts) in defs.iter().zip(by_param) {
-        parts.sort_by_key(|part| part.offset);
-        weights.push(match def.stays() {
-            true => {
-                let mut matrices = Vec::new();
-                for part in parts {
-                    let source = source(&found.files, part)?.0;
-                    let stored = source.store(&found.files, part)?;
-                    let bytes: usize = stored.iter().map(|matrix| matrix.range.len()).sum();
-                    *if source.stays(part) { &mut memory.mapped } else { &mut memory.held } += bytes as u64;
-                    matrices.extend(stored);
-                }
-                Weight::Stored(Stored::new(&def.shape, matrices)?)
-            }
-            false => {
-                let mut values = vec![0.0; def.len()];
-                memory.held += 4 * def.len() as u64;
-                for part in parts {
-                    let into = &mut values[part.offset..][..part.len()];
-                    source(&found.files, part)?.0.read(&found.files, part, into)?;
-                }
-                Weight::Values(values)
-            }
-        });
-    }
+    let (weights, memory) = weights(&param_defs(&found.spec), &found.parts, &found.files)?;
     let (tokenizer, generation) = (tokenizer(folder)?, generation_defaults(folder)?);
     Ok(Opened {
         spec: found.spec,
@@ -200,6 +178,37 @@ pub fn open(folder: &Path, audit: Audit) -> Result<Opened> {
         unused: found.unused,
         memory,
     })
+}
+
+/// What parameters are made of, in the order of `defs`, and where it is.
+pub(crate) fn weights(defs: &[ParamDef], parts: &[Part], files: &Files) -> Result<(Vec<Weight>, Memory)> {
+    let mut by_param: Vec<Vec<&Part>> = vec![Vec::new(); defs.len()];
+    for part in parts {
+        by_param[part.param].push(part);
+    }
+    let (mut weights, mut memory) = (Vec::with_capacity(defs.len()), Memory::default());
+    for (def, mut parts) in defs.iter().zip(by_param) {
+        parts.sort_by_key(|part| part.offset);
+        if !def.stays() {
+            let mut values = vec![0.0; def.len()];
+            memory.held += 4 * def.len() as u64;
+            for part in parts {
+                source(files, part)?.0.read(files, part, &mut values[part.offset..][..part.len()])?;
+            }
+            weights.push(Weight::Values(values));
+            continue;
+        }
+        let mut matrices = Vec::new();
+        for part in parts {
+            let source = source(files, part)?.0;
+            let stored = source.store(files, part)?;
+            let bytes: usize = stored.iter().map(|matrix| matrix.range.len()).sum();
+            *if source.stays(part) { &mut memory.mapped } else { &mut memory.held } += bytes as u64;
+            matrices.extend(stored);
+        }
+        weights.push(Weight::Stored(Stored::new(&def.shape, matrices)?));
+    }
+    Ok((weights, memory))
 }
 
 /// Reads `generation_config.json`, where there is one.

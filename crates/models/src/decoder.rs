@@ -2,7 +2,7 @@
 
 use crate::error::ModelError;
 use crate::ops::{self, AttentionBlock, LatentBlock, LayerCache, LossTerms, Norm, Residual};
-use crate::params::{ParamKind, param_defs};
+use crate::params::{ParamDef, ParamKind, param_defs};
 use crate::rope::Rotations;
 use crate::spec::{FfnSpec, MlpSpec, ModelSpec, MoeSpec, NormKind, NormPlace, QkNorm};
 use candle_core::{Device, Tensor};
@@ -34,6 +34,27 @@ pub enum Weight {
     Stored(Stored),
 }
 
+impl Weight {
+    /// The parameter `def`, without a gradient.
+    pub(crate) fn frozen(self, def: &ParamDef) -> Result<Param> {
+        let found = match &self {
+            Weight::Values(values) if values.len() == def.len() => def.shape.clone(),
+            Weight::Values(values) => vec![values.len()],
+            Weight::Stored(stored) => stored.shape().to_vec(),
+        };
+        if found != def.shape {
+            let what = format!("{} has shape {found:?}, expected {:?}", def.name, def.shape);
+            return Err(ModelError::Internal { what });
+        }
+        Ok(match self {
+            Weight::Stored(stored) => Param::stored(&def.name, stored),
+            Weight::Values(values) => {
+                Param::new(&def.name, Tensor::from_vec(values, def.shape.as_slice(), &Device::Cpu)?)
+            }
+        })
+    }
+}
+
 /// A decoder-only transformer with its parameters.
 #[derive(Debug)]
 pub struct Decoder {
@@ -44,7 +65,7 @@ pub struct Decoder {
     final_norm: Norm,
     head: Param,
     head_bias: Option<Param>,
-    rotations: Arc<Rotations>,
+    rotations: Rotations,
 }
 
 #[derive(Debug)]
@@ -144,31 +165,12 @@ impl Decoder {
         let mut slots = Vec::with_capacity(defs.len());
         let mut by_name = HashMap::new();
         for (index, (def, values)) in defs.iter().zip(values).enumerate() {
-            let expected = def.shape.iter().product::<usize>();
-            let values = match values {
-                Weight::Stored(stored) if stored.shape() == def.shape.as_slice() => {
-                    slots.push(Slot::Param(Param::stored(&def.name, stored)));
-                    by_name.insert(def.name.clone(), index);
-                    continue;
+            slots.push(match (def.kind, values) {
+                (ParamKind::State, Weight::Values(values)) => Slot::State(SelectionBias::new(values)),
+                (_, Weight::Values(values)) if trainable && values.len() == def.len() => {
+                    Slot::Param(Param::trainable(&def.name, values, &def.shape)?)
                 }
-                Weight::Stored(stored) => {
-                    let what =
-                        format!("{} has shape {:?}, expected {:?}", def.name, stored.shape(), def.shape);
-                    return Err(ModelError::Internal { what });
-                }
-                Weight::Values(values) => values,
-            };
-            if values.len() != expected {
-                let what = format!("{} has {} values, expected {expected}", def.name, values.len());
-                return Err(ModelError::Internal { what });
-            }
-            slots.push(match def.kind {
-                ParamKind::State => Slot::State(SelectionBias::new(values)),
-                _ if trainable => Slot::Param(Param::trainable(&def.name, values, &def.shape)?),
-                _ => {
-                    let tensor = Tensor::from_vec(values, def.shape.as_slice(), &Device::Cpu)?;
-                    Slot::Param(Param::new(&def.name, tensor))
-                }
+                (_, weight) => Slot::Param(weight.frozen(def)?),
             });
             by_name.insert(def.name.clone(), index);
         }
@@ -182,7 +184,7 @@ impl Decoder {
         };
         let a = &spec.attention;
         let turned = a.latent.as_ref().map_or(a.head_dim, |latent| latent.rope);
-        let rotations = Arc::new(Rotations::new(&a.rope, a.rope_theta, turned, spec.max_positions));
+        let rotations = Rotations::new(&a.rope, a.rope_theta, turned, spec.max_positions);
         let eps = spec.norm_eps as f32;
         let norm = |name: &str| -> Result<Norm> {
             Ok(Norm { weight: get(name)?, bias: optional(&format!("{name}_bias")), eps })
@@ -201,7 +203,6 @@ impl Decoder {
                     spec: a.clone(),
                     window: a.window_of(l),
                     hidden: spec.hidden,
-                    rotations: rotations.clone(),
                     residual: residual(&name("attn_norm"))?,
                     qkv: get(&name("qkv"))?,
                     qkv_bias: optional(&name("qkv_bias")),
@@ -217,7 +218,6 @@ impl Decoder {
                     spec: latent.clone(),
                     heads: a.heads,
                     scale: a.score_scale(),
-                    rotations: rotations.clone(),
                     residual: residual(&name("attn_norm"))?,
                     q: match latent.q_rank {
                         None => (get(&name("q"))?, None),

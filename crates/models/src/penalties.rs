@@ -79,10 +79,14 @@ pub fn log_probabilities(logits: &[f32], token: u32, most: usize) -> (f64, Vec<(
     let greatest = logits.iter().fold(f32::NEG_INFINITY, |m, x| m.max(*x));
     let sum: f64 = logits.iter().map(|x| f64::from(x - greatest).exp()).sum();
     let of = |token: u32| f64::from(logits[token as usize] - greatest) - sum.ln();
+    let falling = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
     let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-    order.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
-    let likeliest = order.into_iter().take(most).map(|token| (token, of(token))).collect();
-    (of(token), likeliest)
+    if most < order.len() {
+        order.select_nth_unstable_by(most, falling);
+        order.truncate(most);
+    }
+    order.sort_unstable_by(falling);
+    (of(token), order.into_iter().map(|token| (token, of(token))).collect())
 }
 
 #[cfg(test)]

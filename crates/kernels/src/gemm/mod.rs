@@ -13,7 +13,7 @@
 mod micro;
 mod pack;
 
-use crate::blocks::dequantize;
+use crate::blocks::dequantize_at;
 use crate::elements::{Elements, Matrix};
 use crate::pool::{self, Shared};
 use crate::simd::Level;
@@ -114,14 +114,13 @@ impl<'a> Operand<'a> {
                 let block = ty.block_len();
                 let line = &bytes[line * self.stride..];
                 if start.is_multiple_of(block) && out.len().is_multiple_of(block) {
-                    let at = start / block * ty.block_bytes();
-                    dequantize(ty, &line[at..][..out.len() / block * ty.block_bytes()], out);
+                    dequantize_at(ty, line, start, out);
                 } else {
                     // The blocks that the part lies in.
-                    let (first, last) = (start / block, (start + out.len()).div_ceil(block));
-                    let mut whole = vec![0.0; (last - first) * block];
-                    dequantize(ty, &line[first * ty.block_bytes()..last * ty.block_bytes()], &mut whole);
-                    out.copy_from_slice(&whole[start - first * block..][..out.len()]);
+                    let first = start / block * block;
+                    let mut whole = vec![0.0; (start + out.len()).next_multiple_of(block) - first];
+                    dequantize_at(ty, line, first, &mut whole);
+                    out.copy_from_slice(&whole[start - first..][..out.len()]);
                 }
             }
         }

@@ -14,12 +14,11 @@ use senmon_moe::RouterConfig;
 use senmon_moe::config::GroupMask;
 use serde_json::{Map, Value, json};
 
-/// What both versions share; `of` makes the router.
+/// What both versions share.
 fn read(json: &Json, router: RouterConfig, neighbours: bool, with_mlp_bias: bool) -> Result<ModelSpec> {
     let bias = json.bool_or("attention_bias", false)?;
     let mlp_bias = json.bool_or("mlp_bias", false)? && with_mlp_bias;
     json.refuse_unless("moe_layer_freq", |v| v.as_u64() == Some(1))?;
-    json.refuse_unless("ep_size", |_| true)?;
     // The width of a head is not what `head_dim` says here.
     let mut spec = json.decoder(QkNorm::None, None, Defaults { head_dim: Some(2), ..Defaults::default() })?;
     let latent = LatentSpec {

@@ -6,7 +6,6 @@
 
 use super::norm::Norm;
 use super::{add_gradient, taken};
-use crate::rope::Rotations;
 use crate::spec::{AttentionSpec, NormPlace, QkNorm};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use senmon_kernels::attention::{self, Heads};
@@ -62,8 +61,6 @@ pub struct AttentionBlock {
     pub window: Option<usize>,
     /// H.
     pub hidden: usize,
-    /// Rotations of all positions.
-    pub rotations: Arc<Rotations>,
     /// What is around it.
     pub residual: Residual,
     /// \[Q, H\].
@@ -92,12 +89,19 @@ pub struct LayerCache {
 }
 
 impl LayerCache {
-    /// Puts keys and values behind those of the first `past` tokens.
-    pub(super) fn append(&mut self, past: usize, keys: &[f32], values: &[f32], width: usize) {
+    /// Puts keys and values, of `width` numbers a token each, behind those of the first `past` tokens.
+    pub(super) fn append<'a>(
+        &mut self,
+        past: usize,
+        width: usize,
+        tokens: impl Iterator<Item = (&'a [f32], &'a [f32])>,
+    ) {
         self.keys.truncate((past - self.forgotten) * width);
         self.values.truncate((past - self.forgotten) * width);
-        self.keys.extend_from_slice(keys);
-        self.values.extend_from_slice(values);
+        for (key, value) in tokens {
+            self.keys.extend_from_slice(key);
+            self.values.extend_from_slice(value);
+        }
     }
 
     /// The keys that are kept.
@@ -285,10 +289,7 @@ impl AttentionBlock {
         let (a, c, q) = (self.a(), self.c(), self.q());
         let y = read(x, |x| -> Result<Vec<f32>> {
             let saved = self.project(x, &positions(1, tokens, past), rope)?;
-            let (mut keys, mut values) = (Buffer::stale(tokens * c), Buffer::stale(tokens * c));
-            residual::copy_rows(&saved.qkv[a.min(saved.qkv.len())..], q, &mut keys, c, c);
-            residual::copy_rows(&saved.qkv[(a + c).min(saved.qkv.len())..], q, &mut values, c, c);
-            cache.append(past, &keys, &values, c);
+            cache.append(past, c, saved.qkv.chunks_exact(q).map(|row| row[a..].split_at(c)));
             let heads = self.heads(1, tokens, past + tokens - cache.forgotten);
             let (mut o, mut lse) = (Buffer::stale(tokens * a), Buffer::stale(tokens * self.spec.heads));
             attention::forward(heads, &saved.qkv, q, &cache.keys, c, &cache.values, c, &mut o, a, &mut lse);

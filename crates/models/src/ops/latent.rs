@@ -4,7 +4,6 @@
 
 use super::attention::{LayerCache, Residual};
 use super::norm::Norm;
-use crate::rope::Rotations;
 use crate::spec::LatentSpec;
 use candle_core::{Result, Tensor, bail};
 use senmon_kernels::attention::{self, Heads};
@@ -17,7 +16,6 @@ use senmon_kernels::simd::Level;
 use senmon_moe::Param;
 use senmon_moe::ops::product;
 use senmon_moe::tensor::{own, read};
-use std::sync::Arc;
 
 /// The latent attention of one layer.
 #[derive(Clone, Debug)]
@@ -28,8 +26,6 @@ pub struct LatentBlock {
     pub heads: usize,
     /// Factor on the scores.
     pub scale: f32,
-    /// Rotations of all positions.
-    pub rotations: Arc<Rotations>,
     /// What is around it.
     pub residual: Residual,
     /// The way to the queries: one matrix \[heads·(nope + R), H\], or two with a norm between, \[q_rank, H\] and
@@ -192,7 +188,7 @@ impl LatentBlock {
         let positions = super::attention::positions(1, x.dim(0)?, past);
         let y = read(x, |x| -> Result<Vec<f32>> {
             let (queries, keys) = self.project(x, &positions, rope)?;
-            cache.append(past, &keys, &[], self.width());
+            cache.append(past, self.width(), std::iter::once((&keys[..], &[][..])));
             self.finish(x, &self.attend(1, &queries, cache.keys())?)
         })??;
         own(y, x.shape())

@@ -24,7 +24,7 @@ impl Norm {
     /// \[.., H\] → \[.., H\]. LayerNorm has no gradients.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
         if self.bias.is_some() {
-            return own(self.run(&read(x, <[f32]>::to_vec)?)?.into_vec(), x.shape());
+            return own(read(x, |x| self.run(x))??.into_vec(), x.shape());
         }
         x.apply_op1(RmsNorm { weight: self.weight.clone(), eps: self.eps, inv_rms: Mutex::default() })
     }

@@ -9,10 +9,9 @@ pub use config::{Seq2SeqSpec, StackSpec};
 pub use model::{DecoderCache, Encoded, Seq2Seq};
 
 use crate::audit::{self, Audit};
-use crate::checkpoint::{generation_defaults, tokenizer};
-use crate::error::{ModelError, Result};
+use crate::checkpoint::{GenerationDefaults, generation_defaults, tokenizer, weights};
+use crate::error::Result;
 use crate::families::Json;
-use crate::sources::source;
 use crate::tensor_files::{Files, read_json};
 use std::path::{Path, PathBuf};
 
@@ -38,7 +37,7 @@ pub struct Opened {
     /// Its `tokenizer.json`, if it has one.
     pub tokenizer: Option<PathBuf>,
     /// What its `generation_config.json` says.
-    pub generation: crate::checkpoint::GenerationDefaults,
+    pub generation: GenerationDefaults,
 }
 
 /// Opens the model in a folder.
@@ -60,29 +59,8 @@ pub fn open(folder: &Path, audit: Audit) -> Result<Opened> {
         audit::twins(&defs, &parts, &files, &parts::of_experts)?;
         audit::remember(&files);
     }
-    let mut params = parts::Params::default();
-    for (index, def) in defs.iter().enumerate() {
-        let mut of_param: Vec<_> = parts.iter().filter(|part| part.param == index).collect();
-        of_param.sort_by_key(|part| part.offset);
-        if def.stays() {
-            let mut matrices = Vec::new();
-            for part in of_param {
-                matrices.extend(source(&files, part)?.0.store(&files, part)?);
-            }
-            params.stored(def, matrices)?;
-        } else {
-            let mut values = vec![0.0; def.len()];
-            for part in of_param {
-                source(&files, part)?.0.read(&files, part, &mut values[part.offset..][..part.len()])?;
-            }
-            params.values(def, values)?;
-        }
-    }
+    let (weights, _) = weights(&defs, &parts, &files)?;
+    let params = parts::Params::new(&defs, weights)?;
     let model = Seq2Seq::new(spec, &params)?;
     Ok(Opened { model, tokenizer: tokenizer(folder)?, generation: generation_defaults(folder)? })
-}
-
-/// An error about a parameter that is not there.
-fn missing(name: &str) -> ModelError {
-    ModelError::Internal { what: format!("no parameter {name}") }
 }

@@ -1,13 +1,12 @@
 //! The parameters of an encoder-decoder, what their tensors are called, and the parameters in memory.
 
 use super::config::{Seq2SeqSpec, StackSpec};
-use super::missing;
-use crate::error::Result;
+use crate::decoder::Weight;
+use crate::error::{ModelError, Result};
 use crate::names::{Order, Part};
 use crate::params::{Init, ParamDef, ParamKind};
 use crate::tensor_files::Files;
-use candle_core::{Device, Tensor};
-use senmon_moe::{Param, Stored, StoredMatrix};
+use senmon_moe::Param;
 use std::collections::HashMap;
 
 /// All parameters, and the tensors that they are made of.
@@ -132,20 +131,17 @@ pub(super) fn of_experts(def: &ParamDef) -> Option<(String, usize)> {
 pub struct Params(HashMap<String, Param>);
 
 impl Params {
-    pub(super) fn stored(&mut self, def: &ParamDef, matrices: Vec<StoredMatrix>) -> Result<()> {
-        self.0.insert(def.name.clone(), Param::stored(&def.name, Stored::new(&def.shape, matrices)?));
-        Ok(())
-    }
-
-    pub(super) fn values(&mut self, def: &ParamDef, values: Vec<f32>) -> Result<()> {
-        let tensor = Tensor::from_vec(values, def.shape.as_slice(), &Device::Cpu)?;
-        self.0.insert(def.name.clone(), Param::new(&def.name, tensor));
-        Ok(())
+    /// The parameters `defs` made of `weights`.
+    pub(super) fn new(defs: &[ParamDef], weights: Vec<Weight>) -> Result<Self> {
+        let param = |(def, weight): (&ParamDef, Weight)| -> Result<(String, Param)> {
+            Ok((def.name.clone(), weight.frozen(def)?))
+        };
+        Ok(Self(defs.iter().zip(weights).map(param).collect::<Result<_>>()?))
     }
 
     /// A parameter that must be there.
     pub(super) fn get(&self, name: &str) -> Result<Param> {
-        self.maybe(name).ok_or_else(|| missing(name))
+        self.maybe(name).ok_or_else(|| ModelError::Internal { what: format!("no parameter {name}") })
     }
 
     /// A parameter that may be there.
