@@ -14,7 +14,7 @@ pub struct Description {
     pub parameters: u64,
     /// Parameters that one token meets: K of E experts, all else but the embedding table (a tied head counts).
     pub active_parameters: u64,
-    /// Bytes of the parameters as they are in memory (f32).
+    /// Bytes of the parameters as f32: what training holds them in.
     pub bytes: u64,
     /// Bytes to run one sequence as long as the model can: parameters, keys and values.
     pub bytes_at_full_context: u64,
@@ -57,7 +57,7 @@ pub struct LayerDescription {
     pub router: String,
     /// Parameters of the layer, attention included.
     pub parameters: u64,
-    /// Their bytes in memory (f32).
+    /// Their bytes as f32.
     pub bytes: u64,
     /// Of these, those that one token meets.
     pub active_parameters: u64,
@@ -190,7 +190,7 @@ impl Description {
         line(
             "memory",
             format!(
-                "{}B in f32, and {}B of keys and values per token of context: {}B at {} tokens",
+                "{}B as f32, as in training, and {}B of keys and values per token of context: {}B at {} tokens",
                 short(self.bytes),
                 short(self.cache_bytes_per_token),
                 short(self.bytes_at_full_context),

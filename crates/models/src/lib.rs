@@ -8,6 +8,7 @@
 pub mod audit;
 pub mod chat;
 pub mod checkpoint;
+pub mod counts;
 pub mod decoder;
 pub mod error;
 pub mod families;

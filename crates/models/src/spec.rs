@@ -266,7 +266,7 @@ pub struct SpecialTokens {
 }
 
 /// Greatest size of anything in a specification: what is greater is a broken file, not a model.
-const LIMIT: usize = 1 << 24;
+pub(crate) const LIMIT: usize = 1 << 24;
 /// Greatest number of layers.
 const MAX_LAYERS: usize = 10_000;
 /// Greatest number of experts in a layer: a routing trace keeps an expert in 16 bits, and 65535 is an empty slot.
@@ -275,20 +275,6 @@ const MAX_EXPERTS: usize = 65_534;
 const MAX_EXPERTS_IN_ALL: usize = 1 << 22;
 /// Greatest number of parameters: sizes in bytes stay far from overflow.
 const MAX_PARAMETERS: u128 = 1 << 45;
-
-/// What a model has and costs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Counts {
-    /// Parameters, each counted once (a tied head is the embedding), selection biases included.
-    pub total: u64,
-    /// Parameters that one token meets: norms, attention, router, K of E experts, shared experts, last norm and head. The
-    /// embedding table is not among them, since a token reads one row of it; a head tied to it is.
-    pub active: u64,
-    /// Parameters of the embedding table, V · H.
-    pub embedding: u64,
-    /// Bytes of all parameters in f32.
-    pub bytes: u64,
-}
 
 impl ModelSpec {
     /// RMSNorm with ε = 1e-6 before each block, a head of its own, no factors, 2048 positions, no special tokens.
@@ -422,110 +408,6 @@ impl ModelSpec {
         Ok(())
     }
 
-    /// Parameters and bytes of a model that is valid.
-    pub fn counts(&self) -> Counts {
-        let (total, active) = self.parameters_and_active();
-        let total = total as u64;
-        Counts {
-            total,
-            active: active as u64,
-            embedding: (self.vocab * self.hidden) as u64,
-            bytes: 4 * total,
-        }
-    }
-
-    /// Floating-point operations of a forward pass per token of a sequence of `context` tokens (a multiplication and an
-    /// addition are two): all matrix products of the layers, the head, and the products of attention, averaged over the
-    /// sequence. A step of training takes three times as many.
-    pub fn flops_per_token(&self, context: usize) -> u64 {
-        let (h, a) = (self.hidden as u128, &self.attention);
-        let context = context.clamp(1, LIMIT) as u128;
-        let heads = a.heads as u128;
-        // Widths of a head's score and of its value: latent attention works on the narrow vector itself.
-        let (score, value, projections) = match &a.latent {
-            None => {
-                let d = a.head_dim as u128;
-                (d, d, self.attention_matrices())
-            }
-            Some(l) => {
-                let c = l.kv_rank as u128;
-                (c + l.rope as u128, c, self.attention_matrices())
-            }
-        };
-        // Token t sees min(t + 1, window) tokens: their mean is that of a triangle and a band.
-        let attention = |layer: usize| {
-            let window = a.window_of(layer).map_or(context, |window| (window as u128).min(context));
-            let seen = window * (window + 1) / 2 + (context - window) * window;
-            2 * projections + 2 * heads * (score + value) * seen / context
-        };
-        let layers: u128 = self
-            .layers
-            .iter()
-            .enumerate()
-            .map(|(l, layer)| match layer {
-                FfnSpec::Dense(mlp) => attention(l) + 2 * mlp.parameters(self.hidden),
-                FfnSpec::Moe(moe) => {
-                    let met = moe.top_k as u128 * moe.expert.parameters(self.hidden)
-                        + moe.shared().parameters(self.hidden);
-                    attention(l) + 2 * (met + h * moe.experts as u128)
-                }
-            })
-            .sum();
-        u64::try_from(layers + 2 * h * self.vocab as u128).unwrap_or(u64::MAX)
-    }
-
-    /// All parameters, and those that one token meets; each factor is checked before, so that nothing here overflows.
-    fn parameters_and_active(&self) -> (u128, u128) {
-        let (h, v, a) = (self.hidden as u128, self.vocab as u128, &self.attention);
-        let d = a.head_dim as u128;
-        let (q, kv) = (a.heads as u128 * d, a.kv_heads as u128 * d);
-        let norm = if self.norm == NormKind::Layer { 2 * h } else { h };
-        let attention = 2 * norm
-            + self.attention_matrices()
-            + match &a.latent {
-                Some(l) => {
-                    let (c, rank) = (l.kv_rank as u128, l.q_rank.unwrap_or(0) as u128);
-                    c + rank + if a.qkv_bias { c + l.rope as u128 + rank } else { 0 }
-                }
-                None if a.qkv_bias => q + 2 * kv,
-                None => 0,
-            }
-            + if a.out_bias { h } else { 0 }
-            + if a.sinks { a.heads as u128 } else { 0 }
-            + match a.qk_norm {
-                QkNorm::None => 0,
-                QkNorm::Head | QkNorm::HeadAfter => 2 * d,
-                QkNorm::Full => q + kv,
-            };
-        let head = norm + v * h + if self.head_bias { v } else { 0 };
-        let (mut total, mut active) = (head + if self.tie_embeddings { 0 } else { v * h }, head);
-        for layer in &self.layers {
-            let (all, met) = layer.parameters(self.hidden);
-            total += attention + all;
-            active += attention + met;
-        }
-        (total, active)
-    }
-
-    /// Elements of the matrices of an attention.
-    fn attention_matrices(&self) -> u128 {
-        let (h, a) = (self.hidden as u128, &self.attention);
-        let heads = a.heads as u128;
-        let (q, kv) = (heads * a.head_dim as u128, (a.kv_heads * a.head_dim) as u128);
-        match &a.latent {
-            None => 2 * h * q + 2 * h * kv,
-            Some(l) => {
-                let c = l.kv_rank as u128;
-                let queries = match l.q_rank {
-                    Some(rank) => rank as u128 * (h + q),
-                    None => h * q,
-                };
-                let keys = h * (c + l.rope as u128) + c * heads * (l.nope + l.value) as u128;
-                queries + keys + h * heads * l.value as u128
-            }
-        }
-    }
-
     /// The first MoE layer, if there is one.
     pub fn first_moe(&self) -> Option<&MoeSpec> {
         self.layers.iter().find_map(|layer| match layer {
@@ -535,36 +417,7 @@ impl ModelSpec {
     }
 }
 
-impl FfnSpec {
-    /// Parameters behind the norm for a residual stream of width `hidden`: all, and those that one token meets.
-    pub fn parameters(&self, hidden: usize) -> (u128, u128) {
-        match self {
-            FfnSpec::Dense(mlp) => (mlp.parameters(hidden), mlp.parameters(hidden)),
-            FfnSpec::Moe(moe) => {
-                let (e, k) = (moe.experts as u128, moe.top_k as u128);
-                let biased = senmon_moe::router::kind(&moe.router.kind).is_ok_and(|kind| kind.selection_bias);
-                let h = hidden as u128;
-                let every = e * h
-                    + if biased { e } else { 0 }
-                    + if moe.router_bias { e } else { 0 }
-                    + moe.shared().parameters(hidden)
-                    + if moe.has_shared_gate() { h } else { 0 };
-                let one = moe.expert.parameters(hidden);
-                (every + e * one, every + k * one)
-            }
-        }
-    }
-}
-
 impl MlpSpec {
-    /// Parameters for a residual stream of width `hidden`.
-    pub fn parameters(&self, hidden: usize) -> u128 {
-        let matrices = if self.gated { 3 } else { 2 };
-        let h = hidden as u128;
-        let biases = if self.bias && self.intermediate > 0 { self.pre() as u128 + h } else { 0 };
-        matrices * h * self.intermediate as u128 + biases
-    }
-
     /// A gated MLP with SiLU and without biases.
     pub fn gated(intermediate: usize) -> Self {
         Self { intermediate, activation: Activation::Silu, gated: true, bias: false }
@@ -693,41 +546,22 @@ pub(crate) fn odd_spec(seed: u64) -> ModelSpec {
 }
 
 #[cfg(test)]
+/// A specification that is valid and plain.
+pub(crate) fn plain() -> ModelSpec {
+    let mlp = MlpSpec::gated(12);
+    let mut spec = test_spec(0);
+    spec.vocab = 100;
+    spec.hidden = 16;
+    spec.tie_embeddings = false;
+    spec.attention = AttentionSpec::plain(4, 2, 8);
+    let moe = MoeSpec { shared_intermediate: 5, ..MoeSpec::plain(8, 2, mlp.clone()) };
+    spec.layers = vec![FfnSpec::Dense(mlp), FfnSpec::Moe(moe)];
+    spec
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
-
-    /// A specification that is valid and plain.
-    fn plain() -> ModelSpec {
-        let mlp = MlpSpec::gated(12);
-        let mut spec = test_spec(0);
-        spec.vocab = 100;
-        spec.hidden = 16;
-        spec.tie_embeddings = false;
-        spec.attention = AttentionSpec::plain(4, 2, 8);
-        let moe = MoeSpec { shared_intermediate: 5, ..MoeSpec::plain(8, 2, mlp.clone()) };
-        spec.layers = vec![FfnSpec::Dense(mlp), FfnSpec::Moe(moe)];
-        spec
-    }
-
-    #[test]
-    fn counts_and_work_by_hand() {
-        let spec = plain();
-        let counts = spec.counts();
-        // Norms, q and out, k and v.
-        let attention = 2 * 16 + 2 * 16 * 32 + 2 * 16 * 16;
-        let (dense, every) = (3 * 16 * 12, 8 * 16 + 3 * 16 * 5);
-        assert_eq!(counts.embedding, 1600);
-        assert_eq!(counts.total, 2 * attention + dense + every + 8 * dense + 16 + 2 * 1600);
-        assert_eq!(counts.active, 2 * attention + dense + every + 2 * dense + 16 + 1600);
-        assert_eq!(counts.bytes, 4 * counts.total);
-        // The norms are no products; a token of three sees two on average, 2 · 2 · 32 operations each.
-        let products = counts.active - 2 * 2 * 16 - 16;
-        assert_eq!(spec.flops_per_token(3), 2 * products + 2 * 2 * 4 * 32);
-        let mut windowed = spec.clone();
-        windowed.attention.window = Some(2);
-        // 1 + 2 + 2 + 2 tokens seen by four.
-        assert_eq!(windowed.flops_per_token(4), 2 * products + 2 * 4 * 32 * 7 / 4);
-    }
 
     #[test]
     fn what_does_not_fit_is_named() {

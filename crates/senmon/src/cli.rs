@@ -219,19 +219,12 @@ pub struct EvalArgs {
     pub common: Common,
 }
 
-/// `generate`.
+/// What texts are made with.
 #[derive(Clone, Debug, Args)]
-#[command(after_help = "\
-Examples:
-  senmon generate runs/first --prompt \"pub fn \"
-  senmon generate runs/first --prompt \"# \" --max-tokens 100 --temperature 0 --stop $'\\n\\n'")]
-pub struct GenerateArgs {
+pub struct TextArgs {
     /// The model.
     #[command(flatten)]
     pub from: ModelArgs,
-    /// The text to continue
-    #[arg(long, short, value_name = "TEXT", default_value = "")]
-    pub prompt: String,
     /// Tokens to add at most
     #[arg(long, short = 'n', value_name = "N", default_value_t = 200)]
     pub max_tokens: usize,
@@ -259,21 +252,36 @@ pub struct GenerateArgs {
     /// Added to the logit of a token; -inf rules it out
     #[arg(long, value_name = "ID=F", value_parser = token_bias, allow_hyphen_values = true)]
     pub logit_bias: Vec<(u32, f32)>,
-    /// With --json: the log-probability of every token, and those of the likeliest so many
-    #[arg(long, value_name = "N", requires = "json")]
-    pub logprobs: Option<usize>,
     /// Everything random follows from it
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
     /// End before this text
     #[arg(long, value_name = "TEXT")]
     pub stop: Vec<String>,
-    /// Token ids that the decoder of an encoder-decoder begins with [default: the one that its texts begin with]
-    #[arg(long, value_name = "IDS", value_delimiter = ',', num_args = 1..)]
-    pub decoder_tokens: Vec<u32>,
     /// Experts that each token uses, instead of the model's own number
     #[arg(long, value_name = "K")]
     pub experts_per_token: Option<usize>,
+}
+
+/// `generate`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples:
+  senmon generate runs/first --prompt \"pub fn \"
+  senmon generate runs/first --prompt \"# \" --max-tokens 100 --temperature 0 --stop $'\\n\\n'")]
+pub struct GenerateArgs {
+    /// What texts are made with.
+    #[command(flatten)]
+    pub options: TextArgs,
+    /// The text to continue
+    #[arg(long, short, value_name = "TEXT", default_value = "")]
+    pub prompt: String,
+    /// With --json: the log-probability of every token, and those of the likeliest so many
+    #[arg(long, value_name = "N", requires = "json")]
+    pub logprobs: Option<usize>,
+    /// Token ids that the decoder of an encoder-decoder begins with [default: the one that its texts begin with]
+    #[arg(long, value_name = "IDS", value_delimiter = ',', num_args = 1..)]
+    pub decoder_tokens: Vec<u32>,
     /// Shared flags.
     #[command(flatten)]
     pub common: Common,
@@ -285,9 +293,9 @@ pub struct GenerateArgs {
 Example:
   senmon chat ~/models/OLMoE-1B-7B-Instruct --system \"Answer in one sentence.\"")]
 pub struct ChatArgs {
-    /// What `generate` takes too.
+    /// What texts are made with.
     #[command(flatten)]
-    pub options: GenerateArgs,
+    pub options: TextArgs,
     /// An instruction before the first question
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
@@ -297,6 +305,12 @@ pub struct ChatArgs {
     /// Tokens of a conversation, at most [default: 4096, or the model's own length where that is less]
     #[arg(long, value_name = "N")]
     pub context: Option<usize>,
+    /// Threads to compute with [default: one per core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Say nothing but the answers and errors
+    #[arg(long, short)]
+    pub quiet: bool,
 }
 
 /// `logits`.

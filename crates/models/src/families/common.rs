@@ -7,6 +7,7 @@ use crate::spec::{
     AttentionSpec, FfnSpec, MlpSpec, ModelSpec, MoeSpec, NormKind, NormPlace, QkNorm, Scales, SpecialTokens,
 };
 use senmon_kernels::activation::Activation;
+use senmon_moe::RouterConfig;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -292,6 +293,41 @@ impl Json {
         Ok((0..self.layer_count()?).map(is_moe).collect())
     }
 
+    /// An MoE layer of the DeepSeek kind, with `n_routed_experts`, `n_shared_experts` of the same width and groups, behind `router`;
+    /// `router` and `shared` are what absent keys mean.
+    pub fn deepseek_moe(&self, router: RouterConfig, shared: usize) -> Result<MoeSpec> {
+        let expert = self.mlp("moe_intermediate_size")?;
+        let shared = self.maybe_usize("n_shared_experts")?.unwrap_or(shared);
+        let experts = self.usize_as(["n_routed_experts", "num_local_experts"])?;
+        Ok(MoeSpec {
+            shared_intermediate: shared.saturating_mul(expert.intermediate),
+            router: RouterConfig { scale: self.f64_or("routed_scaling_factor", router.scale)?, ..router },
+            ..MoeSpec::plain(experts, self.usize("num_experts_per_tok")?, expert)
+        })
+    }
+
+    /// An MoE layer of the Qwen and OLMoE kind: `num_experts` of the width that `width` names, softmax over all, weights normalised
+    /// where `norm_topk_prob` says so.
+    pub fn softmax_moe(&self, width: &str) -> Result<MoeSpec> {
+        let normalize = self.bool_or("norm_topk_prob", false)?;
+        let experts = self.usize_as(["num_experts", "num_local_experts"])?;
+        Ok(MoeSpec {
+            router: RouterConfig { normalize, ..RouterConfig::default() },
+            ..MoeSpec::plain(experts, self.usize("num_experts_per_tok")?, self.mlp(width)?)
+        })
+    }
+
+    /// `sigmoid_bias` with groups; the arguments are what `norm_topk_prob`, `n_group` and `topk_group` are when absent.
+    pub fn sigmoid_router(&self, normalize: bool, groups: usize, top_groups: usize) -> Result<RouterConfig> {
+        Ok(RouterConfig {
+            kind: "sigmoid_bias".into(),
+            normalize: self.bool_or("norm_topk_prob", normalize)?,
+            groups: self.maybe_usize("n_group")?.unwrap_or(groups),
+            top_groups: self.maybe_usize("topk_group")?.unwrap_or(top_groups),
+            ..RouterConfig::default()
+        })
+    }
+
     /// Puts in layers that are `moe` where `is_moe` says so, else dense MLPs of width `intermediate_size`.
     pub fn finish_mixed(
         &self,
@@ -420,12 +456,15 @@ pub fn write_decoder(spec: &ModelSpec, activation: Activation) -> Map<String, Va
     }
 }
 
+/// What a family writes: the keys of `config.json`, or the field that it has no word for.
+pub type Written = std::result::Result<Map<String, Value>, String>;
+
 /// Adds `extra`'s keys.
-pub fn with(mut map: Map<String, Value>, extra: Value) -> Value {
+pub fn with(mut map: Map<String, Value>, extra: Value) -> Map<String, Value> {
     if let Value::Object(extra) = extra {
         map.extend(extra);
     }
-    Value::Object(map)
+    map
 }
 
 /// What a family has words for beyond a plain decoder.
@@ -635,6 +674,36 @@ pub fn shared_experts(moe: &MoeSpec) -> std::result::Result<usize, String> {
 /// Refuses shared experts.
 pub fn no_shared(moe: &MoeSpec) -> std::result::Result<(), String> {
     if moe.shared_intermediate > 0 { Err("shared experts".into()) } else { Ok(()) }
+}
+
+/// The keys that [`Json::softmax_moe`] reads, with those of training, for experts of the width that `width` names.
+pub fn write_softmax_moe(moe: &MoeSpec, width: &str) -> std::result::Result<Value, String> {
+    let normalized = softmax_normalized(moe)?;
+    Ok(json!({
+        width: moe.expert.intermediate,
+        "num_experts": moe.experts,
+        "num_experts_per_tok": moe.top_k,
+        "norm_topk_prob": normalized,
+        "output_router_logits": false,
+    }))
+}
+
+/// The keys that [`Json::deepseek_moe`] reads, and those of the dense layers below and the groups.
+pub fn write_deepseek_moe(spec: &ModelSpec) -> std::result::Result<Value, String> {
+    let (moe, dense) = moe_and_dense(spec)?;
+    let r = &moe.router;
+    Ok(json!({
+        "intermediate_size": dense.map_or(moe.expert.intermediate * moe.top_k, |dense| dense.intermediate),
+        "moe_intermediate_size": moe.expert.intermediate,
+        "n_routed_experts": moe.experts,
+        "n_shared_experts": shared_experts(moe)?,
+        "num_experts_per_tok": moe.top_k,
+        "norm_topk_prob": r.normalize,
+        "routed_scaling_factor": r.scale,
+        "n_group": r.groups,
+        "topk_group": r.top_groups,
+        "first_k_dense_replace": first_dense(spec)?,
+    }))
 }
 
 /// Whether a softmax router's weights are normalised over the picked; an error for any other router. What is only of

@@ -3,8 +3,8 @@
 //! two best.
 
 use super::common::{
-    Biases, Defaults, Json, Words, expect_decoder, first_dense, moe_and_dense, shared_experts, with,
-    write_decoder,
+    Biases, Defaults, Json, Words, Written, expect_decoder, moe_and_dense, with, write_decoder,
+    write_deepseek_moe,
 };
 use super::rope::RopeKeys;
 use crate::error::Result;
@@ -48,15 +48,8 @@ fn read(json: &Json, router: RouterConfig, neighbours: bool, with_mlp_bias: bool
         latent: Some(latent),
         ..AttentionSpec::plain(heads, heads, head_dim)
     };
-    let expert = json.mlp("moe_intermediate_size")?;
-    let shared = json.maybe_usize("n_shared_experts")?.unwrap_or(0);
-    let experts = json.usize_as(["n_routed_experts", "num_local_experts"])?;
-    let moe = MoeSpec {
-        shared_intermediate: shared.saturating_mul(expert.intermediate),
-        shared_bias: mlp_bias && shared > 0,
-        router: RouterConfig { scale: json.f64_or("routed_scaling_factor", router.scale)?, ..router },
-        ..MoeSpec::plain(experts, json.usize("num_experts_per_tok")?, expert)
-    };
+    let mut moe = json.deepseek_moe(router, 0)?;
+    moe.shared_bias = mlp_bias && moe.shared_intermediate > 0;
     let first = json.maybe_usize("first_k_dense_replace")?.unwrap_or(0);
     json.finish_biased(spec, &moe, mlp_bias, |l| l >= first)
 }
@@ -81,14 +74,7 @@ pub(super) fn read_v2(json: &Json) -> Result<ModelSpec> {
 pub(super) fn read_v3(json: &Json) -> Result<ModelSpec> {
     json.expect_text("topk_method", &["noaux_tc"])?;
     json.expect_text("scoring_func", &["sigmoid"])?;
-    let router = RouterConfig {
-        kind: "sigmoid_bias".into(),
-        normalize: json.bool_or("norm_topk_prob", true)?,
-        scale: 2.5,
-        groups: json.maybe_usize("n_group")?.unwrap_or(8),
-        top_groups: json.maybe_usize("topk_group")?.unwrap_or(4),
-        ..RouterConfig::default()
-    };
+    let router = RouterConfig { scale: 2.5, ..json.sigmoid_router(true, 8, 4)? };
     read(json, router, json.bool_or("rope_interleave", true)?, false)
 }
 
@@ -110,7 +96,6 @@ fn write(spec: &ModelSpec, neighbours: bool) -> std::result::Result<(Map<String,
         return Err("factors".into());
     }
     let (moe, dense) = moe_and_dense(spec)?;
-    let (first, shared) = (first_dense(spec)?, shared_experts(moe)?);
     let mlp_bias = moe.shared_bias;
     if dense.is_some_and(|dense| dense.bias != mlp_bias) {
         return Err("biases in some MLPs and not in others".into());
@@ -120,7 +105,7 @@ fn write(spec: &ModelSpec, neighbours: bool) -> std::result::Result<(Map<String,
     if latent.norm_eps != 1e-6 {
         return Err(format!("latent.norm_eps = {}", latent.norm_eps));
     }
-    let mut map = write_decoder(spec, moe.expert.activation);
+    let mut map = with(write_decoder(spec, moe.expert.activation), write_deepseek_moe(spec)?);
     // The factor on the scores goes by way of YaRN's mscale_all_dim.
     let plain = 1.0 / (a.head_dim as f64).sqrt();
     match (a.scale, &a.rope.scaling) {
@@ -132,32 +117,21 @@ fn write(spec: &ModelSpec, neighbours: bool) -> std::result::Result<(Map<String,
         (Some(scale), _) => return Err(format!("a scale of attention of {scale}")),
     }
     map.remove("head_dim");
-    let value = with(
+    let map = with(
         map,
         json!({
-            "intermediate_size": dense.map_or(moe.expert.intermediate * moe.top_k, |dense| dense.intermediate),
-            "moe_intermediate_size": moe.expert.intermediate,
-            "n_routed_experts": moe.experts,
-            "n_shared_experts": shared,
-            "num_experts_per_tok": moe.top_k,
-            "routed_scaling_factor": moe.router.scale,
-            "first_k_dense_replace": first,
             "q_lora_rank": latent.q_rank,
             "kv_lora_rank": latent.kv_rank,
             "qk_nope_head_dim": latent.nope,
             "qk_rope_head_dim": latent.rope,
             "v_head_dim": latent.value,
-            "norm_topk_prob": moe.router.normalize,
             "attention_bias": a.qkv_bias,
         }),
     );
-    match value {
-        Value::Object(map) => Ok((map, moe.clone())),
-        _ => Err("no object".into()),
-    }
+    Ok((map, moe.clone()))
 }
 
-pub(super) fn write_v2(spec: &ModelSpec) -> std::result::Result<Value, String> {
+pub(super) fn write_v2(spec: &ModelSpec) -> Written {
     let (map, moe) = write(spec, true)?;
     let r = &moe.router;
     if r.kind != "topk_pre" || r.normalize {
@@ -167,13 +141,10 @@ pub(super) fn write_v2(spec: &ModelSpec) -> std::result::Result<Value, String> {
         return Err("no shared experts".into());
     }
     let method = if r.groups > 1 { "group_limited_greedy" } else { "greedy" };
-    Ok(with(
-        map,
-        json!({ "topk_method": method, "n_group": r.groups, "topk_group": r.top_groups, "mlp_bias": moe.shared_bias }),
-    ))
+    Ok(with(map, json!({ "topk_method": method, "mlp_bias": moe.shared_bias })))
 }
 
-pub(super) fn write_v3(spec: &ModelSpec) -> std::result::Result<Value, String> {
+pub(super) fn write_v3(spec: &ModelSpec) -> Written {
     let neighbours = spec.attention.rope.neighbours;
     let (map, moe) = write(spec, neighbours)?;
     let r = &moe.router;
@@ -186,5 +157,5 @@ pub(super) fn write_v3(spec: &ModelSpec) -> std::result::Result<Value, String> {
     if moe.experts / r.groups < 2 || moe.shared_intermediate == 0 {
         return Err("groups of one expert, or no shared experts".into());
     }
-    Ok(with(map, json!({ "n_group": r.groups, "topk_group": r.top_groups, "rope_interleave": neighbours })))
+    Ok(with(map, json!({ "rope_interleave": neighbours })))
 }

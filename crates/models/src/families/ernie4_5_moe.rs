@@ -2,8 +2,8 @@
 //! from one to another at an interval.
 
 use super::common::{
-    Biases, Defaults, Json, Words, dense_layers, expect_decoder, moe_and_dense, shared_experts, with,
-    write_decoder,
+    Biases, Defaults, Json, Words, Written, dense_layers, expect_decoder, moe_and_dense, shared_experts,
+    with, write_decoder,
 };
 use crate::error::Result;
 use crate::names::{Names, PLAIN};
@@ -49,7 +49,7 @@ pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     json.finish_biased(spec, &moe, bias, |l| (l + 1).is_multiple_of(step) && l >= first && l <= last)
 }
 
-pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
+pub(super) fn write(spec: &ModelSpec) -> Written {
     expect_decoder(
         spec,
         QkNorm::None,

@@ -2,7 +2,8 @@
 //! picked logits.
 
 use super::common::{
-    Biases, Defaults, Json, Words, expect_decoder, layer_types, no_shared, only_moe, with, write_decoder,
+    Biases, Defaults, Json, Words, Written, expect_decoder, layer_types, no_shared, only_moe, with,
+    write_decoder,
 };
 use crate::error::Result;
 use crate::names::{Experts, Names, PLAIN};
@@ -10,7 +11,7 @@ use crate::rope::RopeScaling;
 use crate::spec::{FfnSpec, MlpSpec, ModelSpec, MoeSpec, QkNorm};
 use senmon_kernels::activation::Activation;
 use senmon_moe::RouterConfig;
-use serde_json::{Value, json};
+use serde_json::json;
 
 pub(super) const NAMES: Names = Names {
     experts: Experts::FusedTurned(["experts.gate_up_proj", "experts.down_proj"]),
@@ -69,7 +70,7 @@ pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     json.finish(spec, |_| FfnSpec::Moe(moe.clone()))
 }
 
-pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
+pub(super) fn write(spec: &ModelSpec) -> Written {
     let words = Words {
         biases: Biases::All,
         layer_windows: true,

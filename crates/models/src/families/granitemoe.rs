@@ -2,14 +2,14 @@
 //! matrices fused; softmax over the picked logits; in the second, a shared expert without a gate.
 
 use super::common::{
-    Biases, Defaults, Json, Words, expect_decoder, no_shared, only_moe, softmax_normalized, with,
+    Biases, Defaults, Json, Words, Written, expect_decoder, no_shared, only_moe, softmax_normalized, with,
     write_decoder,
 };
 use crate::error::Result;
 use crate::names::{Experts, Names, PLAIN};
 use crate::spec::{FfnSpec, ModelSpec, MoeSpec, QkNorm, Scales};
 use senmon_moe::RouterConfig;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 pub(super) const NAMES: Names = Names {
     block: "block_sparse_moe",
@@ -49,7 +49,7 @@ pub(super) fn read_shared(json: &Json) -> Result<ModelSpec> {
     read_any(json, json.maybe_usize("shared_intermediate_size")?.unwrap_or(0))
 }
 
-fn write_any(spec: &ModelSpec) -> std::result::Result<(Value, usize), String> {
+fn write_any(spec: &ModelSpec) -> std::result::Result<(Map<String, Value>, usize), String> {
     let words = Words { biases: Biases::All, scales: true, ..Words::default() };
     expect_decoder(spec, QkNorm::None, words)?;
     let moe = only_moe(spec)?;
@@ -75,13 +75,13 @@ fn write_any(spec: &ModelSpec) -> std::result::Result<(Value, usize), String> {
     Ok((value, moe.shared_intermediate))
 }
 
-pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
+pub(super) fn write(spec: &ModelSpec) -> Written {
     no_shared(only_moe(spec)?)?;
     Ok(write_any(spec)?.0)
 }
 
-pub(super) fn write_shared(spec: &ModelSpec) -> std::result::Result<Value, String> {
+pub(super) fn write_shared(spec: &ModelSpec) -> Written {
     let (mut value, shared) = write_any(spec)?;
-    value["shared_intermediate_size"] = shared.into();
+    value.insert("shared_intermediate_size".into(), shared.into());
     Ok(value)
 }

@@ -1,6 +1,8 @@
 //! `hunyuan_v1_moe` (Hunyuan-A13B): norms of each query and key head after the rotation, one shared MLP, weights normalised.
 
-use super::common::{Biases, Defaults, Json, Words, expect_decoder, softmax_normalized, with, write_decoder};
+use super::common::{
+    Biases, Defaults, Json, Words, Written, expect_decoder, softmax_normalized, with, write_decoder,
+};
 use super::rope::RopeKeys;
 use crate::error::Result;
 use crate::names::{Names, PLAIN};
@@ -49,7 +51,7 @@ pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     })
 }
 
-pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
+pub(super) fn write(spec: &ModelSpec) -> Written {
     expect_decoder(spec, QkNorm::HeadAfter, Words { biases: Biases::All, ..Words::default() })?;
     let first = spec.first_moe().ok_or("no MoE layer")?;
     let (mut experts, mut top_k) = (Vec::new(), Vec::new());

@@ -1,12 +1,14 @@
 //! `minimax_m2` (MiniMax-M2): part of each head turns, norms of all query and key heads together, sigmoid scores with a bias for
 //! the selection.
 
-use super::common::{Defaults, Json, Words, expect_decoder, no_shared, only_moe, with, write_decoder};
+use super::common::{
+    Defaults, Json, Words, Written, expect_decoder, no_shared, only_moe, with, write_decoder,
+};
 use crate::error::Result;
 use crate::names::{Experts, Names, PLAIN};
 use crate::spec::{FfnSpec, ModelSpec, MoeSpec, QkNorm};
 use senmon_moe::RouterConfig;
-use serde_json::{Value, json};
+use serde_json::json;
 
 pub(super) const NAMES: Names = Names {
     block: "block_sparse_moe",
@@ -42,7 +44,7 @@ pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     json.finish(spec, |_| FfnSpec::Moe(moe.clone()))
 }
 
-pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
+pub(super) fn write(spec: &ModelSpec) -> Written {
     expect_decoder(spec, QkNorm::Full, Words { partial: true, ..Words::default() })?;
     let moe = only_moe(spec)?;
     no_shared(moe)?;

@@ -1,9 +1,11 @@
 //! `mistral` (2310.06825): dense, as Llama, with a window for all layers.
 
-use super::common::{Defaults, Json, Words, expect_decoder, same_dense, same_moe, with, write_decoder};
+use super::common::{
+    Defaults, Json, Words, Written, expect_decoder, same_dense, same_moe, with, write_decoder,
+};
 use crate::error::Result;
 use crate::spec::{FfnSpec, ModelSpec, QkNorm};
-use serde_json::{Value, json};
+use serde_json::json;
 
 pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     let (window, layers) = json.windows(Some(4096), 0)?;
@@ -14,7 +16,7 @@ pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     json.finish(spec, |_| FfnSpec::Dense(mlp.clone()))
 }
 
-pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
+pub(super) fn write(spec: &ModelSpec) -> Written {
     expect_decoder(spec, QkNorm::None, Words { window: true, ..Words::default() })?;
     if same_moe(&spec.layers)?.is_some() {
         return Err("an MoE layer".into());

@@ -1,13 +1,14 @@
 //! `mixtral` (Mixtral 8x7B, 2401.04088): every layer MoE, softmax over the picked logits.
 
 use super::common::{
-    Defaults, Json, Words, expect_decoder, no_shared, only_moe, softmax_normalized, with, write_decoder,
+    Defaults, Json, Words, Written, expect_decoder, no_shared, only_moe, softmax_normalized, with,
+    write_decoder,
 };
 use crate::error::Result;
 use crate::names::{Experts, Names, PLAIN};
 use crate::spec::{FfnSpec, ModelSpec, MoeSpec, QkNorm};
 use senmon_moe::RouterConfig;
-use serde_json::{Value, json};
+use serde_json::json;
 
 pub(super) const NAMES: Names =
     Names { block: "block_sparse_moe", experts: Experts::Each(["w1", "w3", "w2"]), ..PLAIN };
@@ -23,7 +24,7 @@ pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     json.finish(spec, |_| FfnSpec::Moe(moe.clone()))
 }
 
-pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
+pub(super) fn write(spec: &ModelSpec) -> Written {
     expect_decoder(spec, QkNorm::None, Words { window: true, ..Words::default() })?;
     let moe = only_moe(spec)?;
     if !softmax_normalized(moe)? {

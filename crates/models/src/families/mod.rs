@@ -25,6 +25,7 @@ mod senmon;
 use crate::error::{ModelError, Result};
 use crate::names::{Names, PLAIN};
 use crate::spec::ModelSpec;
+use common::Written;
 pub use common::{Json, activation_named};
 use serde_json::Value;
 
@@ -40,7 +41,7 @@ pub struct Family {
     /// From `config.json`.
     pub read: fn(&Json) -> Result<ModelSpec>,
     /// To `config.json`; or the field that the family has no word for.
-    pub write: fn(&ModelSpec) -> std::result::Result<Value, String>,
+    pub write: fn(&ModelSpec) -> Written,
 }
 
 /// All families, those that transformers knows first.
@@ -216,11 +217,9 @@ pub fn config_json(spec: &ModelSpec, name: &str) -> Result<(&'static Family, Val
     let chosen = if name == "auto" { best_family(spec) } else { family(name)? };
     let mut value =
         (chosen.write)(spec).map_err(|what| ModelError::Layout { family: chosen.name.into(), what })?;
-    if let Value::Object(map) = &mut value {
-        map.insert("model_type".into(), chosen.name.into());
-        map.insert("architectures".into(), vec![chosen.architecture].into());
-    }
-    Ok((chosen, value))
+    value.insert("model_type".into(), chosen.name.into());
+    value.insert("architectures".into(), vec![chosen.architecture].into());
+    Ok((chosen, Value::Object(value)))
 }
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
 //! `phimoe` (Phi-3.5-MoE, 2404.14219): LayerNorm, biases on attention and head, SparseMixer's two picks, LongRoPE.
 
 use super::common::{
-    Biases, Defaults, Json, Words, expect_decoder, no_shared, only_moe, with, write_decoder,
+    Biases, Defaults, Json, Words, Written, expect_decoder, no_shared, only_moe, with, write_decoder,
 };
 use crate::error::Result;
 use crate::names::{Experts, Names, PLAIN};
 use crate::rope::RopeScaling;
 use crate::spec::{FfnSpec, ModelSpec, MoeSpec, NormKind, QkNorm};
 use senmon_moe::RouterConfig;
-use serde_json::{Value, json};
+use serde_json::json;
 
 pub(super) const NAMES: Names =
     Names { block: "block_sparse_moe", experts: Experts::Each(["w1", "w3", "w2"]), ..PLAIN };
@@ -36,7 +36,7 @@ pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     json.finish(spec, |_| FfnSpec::Moe(moe.clone()))
 }
 
-pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
+pub(super) fn write(spec: &ModelSpec) -> Written {
     let words = Words {
         biases: Biases::All,
         window: true,
@@ -69,7 +69,7 @@ pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
     if let RopeScaling::Longrope { short_factor, long_factor, original, .. } = &spec.attention.rope.scaling {
         value["rope_parameters"]["short_mscale"] = (*short_factor).into();
         value["rope_parameters"]["long_mscale"] = (*long_factor).into();
-        value["original_max_position_embeddings"] = (*original).into();
+        value.insert("original_max_position_embeddings".into(), (*original).into());
     }
     Ok(value)
 }

@@ -2,14 +2,13 @@
 //! weights normalised or not, dense layers by step or by number.
 
 use super::common::{
-    Biases, Defaults, Json, Words, dense_layers, expect_decoder, layer_types, moe_and_dense,
-    softmax_normalized, with, write_decoder,
+    Biases, Defaults, Json, Words, Written, dense_layers, expect_decoder, layer_types, moe_and_dense, with,
+    write_decoder, write_softmax_moe,
 };
 use crate::error::Result;
 use crate::names::{Names, PLAIN};
 use crate::spec::{ModelSpec, MoeSpec, QkNorm};
-use senmon_moe::RouterConfig;
-use serde_json::{Value, json};
+use serde_json::json;
 
 pub(super) const NAMES: Names = Names { shared: "shared_expert", ..PLAIN };
 
@@ -28,35 +27,28 @@ pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     let mut spec = json.decoder(QkNorm::None, window, defaults)?;
     let a = &mut spec.attention;
     (a.window_layers, a.qkv_bias, a.out_bias) = (layers, json.bool_or("qkv_bias", true)?, false);
-    let experts = json.usize_as(["num_experts", "num_local_experts"])?;
     let moe = MoeSpec {
         shared_intermediate: json.usize("shared_expert_intermediate_size")?,
         shared_gate: true,
-        router: RouterConfig { normalize: json.bool_or("norm_topk_prob", false)?, ..RouterConfig::default() },
-        ..MoeSpec::plain(experts, json.usize("num_experts_per_tok")?, json.mlp("moe_intermediate_size")?)
+        ..json.softmax_moe("moe_intermediate_size")?
     };
     let is_moe = json.sparse_steps()?;
     json.finish_mixed(spec, &moe, |l| is_moe[l])
 }
 
-pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
+pub(super) fn write(spec: &ModelSpec) -> Written {
     let words = Words { biases: Biases::Qkv, layer_windows: true, shared_gate: true, ..Words::default() };
     expect_decoder(spec, QkNorm::None, words)?;
     let (moe, dense) = moe_and_dense(spec)?;
-    let normalized = softmax_normalized(moe)?;
     if moe.shared_intermediate == 0 {
         return Err("no shared expert".into());
     }
     let a = &spec.attention;
     Ok(with(
-        write_decoder(spec, moe.expert.activation),
+        with(write_decoder(spec, moe.expert.activation), write_softmax_moe(moe, "moe_intermediate_size")?),
         json!({
             "intermediate_size": dense.map_or(moe.expert.intermediate * moe.top_k, |dense| dense.intermediate),
-            "moe_intermediate_size": moe.expert.intermediate,
             "shared_expert_intermediate_size": moe.shared_intermediate,
-            "num_experts": moe.experts,
-            "num_experts_per_tok": moe.top_k,
-            "norm_topk_prob": normalized,
             "decoder_sparse_step": 1,
             "mlp_only_layers": dense_layers(spec),
             "qkv_bias": a.qkv_bias,
@@ -64,7 +56,6 @@ pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
             "sliding_window": a.window,
             "layer_types": layer_types(spec),
             "router_aux_loss_coef": 0.001,
-            "output_router_logits": false,
         }),
     ))
 }

@@ -1,11 +1,11 @@
 //! `qwen3` (the dense Qwen3 models, 2505.09388): every layer dense, norms of each query and key head.
 
 use super::common::{
-    Biases, Defaults, Json, Words, expect_decoder, same_dense, same_moe, with, write_decoder,
+    Biases, Defaults, Json, Words, Written, expect_decoder, same_dense, same_moe, with, write_decoder,
 };
 use crate::error::Result;
 use crate::spec::{FfnSpec, ModelSpec, QkNorm};
-use serde_json::{Value, json};
+use serde_json::json;
 
 pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     json.refuse_unless("use_sliding_window", |v| v.as_bool() == Some(false))?;
@@ -15,7 +15,7 @@ pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     json.finish(spec, |_| FfnSpec::Dense(mlp.clone()))
 }
 
-pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
+pub(super) fn write(spec: &ModelSpec) -> Written {
     expect_decoder(spec, QkNorm::Head, Words { biases: Biases::All, ..Words::default() })?;
     if same_moe(&spec.layers)?.is_some() {
         return Err("an MoE layer".into());

@@ -2,13 +2,12 @@
 //! `decoder_sparse_step`-th layer is MoE, but not those of `mlp_only_layers`.
 
 use super::common::{
-    Biases, Defaults, Json, Words, dense_layers, expect_decoder, moe_and_dense, no_shared,
-    softmax_normalized, with, write_decoder,
+    Biases, Defaults, Json, Words, Written, dense_layers, expect_decoder, moe_and_dense, no_shared, with,
+    write_decoder, write_softmax_moe,
 };
 use crate::error::Result;
-use crate::spec::{ModelSpec, MoeSpec, QkNorm};
-use senmon_moe::RouterConfig;
-use serde_json::{Value, json};
+use crate::spec::{ModelSpec, QkNorm};
+use serde_json::json;
 
 pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     let window = match json.bool_or("use_sliding_window", false)? {
@@ -16,28 +15,19 @@ pub(super) fn read(json: &Json) -> Result<ModelSpec> {
         false => None,
     };
     let spec = json.decoder(QkNorm::Head, window, Defaults { kv_heads: Some(4), ..Defaults::default() })?;
-    let experts = json.usize_as(["num_experts", "num_local_experts"])?;
-    let moe = MoeSpec {
-        router: RouterConfig { normalize: json.bool_or("norm_topk_prob", false)?, ..RouterConfig::default() },
-        ..MoeSpec::plain(experts, json.usize("num_experts_per_tok")?, json.mlp("moe_intermediate_size")?)
-    };
+    let moe = json.softmax_moe("moe_intermediate_size")?;
     let is_moe = json.sparse_steps()?;
     json.finish_mixed(spec, &moe, |l| is_moe[l])
 }
 
-pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
+pub(super) fn write(spec: &ModelSpec) -> Written {
     expect_decoder(spec, QkNorm::Head, Words { biases: Biases::All, window: true, ..Words::default() })?;
     let (moe, dense) = moe_and_dense(spec)?;
-    let normalized = softmax_normalized(moe)?;
     no_shared(moe)?;
     Ok(with(
-        write_decoder(spec, moe.expert.activation),
+        with(write_decoder(spec, moe.expert.activation), write_softmax_moe(moe, "moe_intermediate_size")?),
         json!({
             "intermediate_size": dense.map_or(moe.expert.intermediate * moe.top_k, |dense| dense.intermediate),
-            "moe_intermediate_size": moe.expert.intermediate,
-            "num_experts": moe.experts,
-            "num_experts_per_tok": moe.top_k,
-            "norm_topk_prob": normalized,
             "decoder_sparse_step": 1,
             "mlp_only_layers": dense_layers(spec),
             "attention_bias": spec.attention.qkv_bias,
@@ -45,7 +35,6 @@ pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
             "sliding_window": spec.attention.window,
             "max_window_layers": 0,
             "router_aux_loss_coef": 0.001,
-            "output_router_logits": false,
         }),
     ))
 }

@@ -1,9 +1,9 @@
 //! `senmon`: the specification itself, for what no other family says. Tensors have the names of `qwen3_moe` and `dots1`.
 
-use super::common::Json;
+use super::common::{Json, Written, with};
 use crate::error::Result;
 use crate::spec::ModelSpec;
-use serde_json::{Value, json};
+use serde_json::{Map, json};
 
 pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     let spec = json.get("spec").ok_or_else(|| json.error("spec is missing"))?;
@@ -13,7 +13,7 @@ pub(super) fn read(json: &Json) -> Result<ModelSpec> {
     Ok(spec)
 }
 
-pub(super) fn write(spec: &ModelSpec) -> std::result::Result<Value, String> {
+pub(super) fn write(spec: &ModelSpec) -> Written {
     let spec = serde_json::to_value(spec).map_err(|e| e.to_string())?;
-    Ok(json!({ "spec": spec, "torch_dtype": "float32" }))
+    Ok(with(Map::new(), json!({ "spec": spec, "torch_dtype": "float32" })))
 }

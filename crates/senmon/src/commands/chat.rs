@@ -1,7 +1,7 @@
 //! `chat`: a conversation with a model in the terminal.
 
-use super::generate::{Limits, go_on, open_decoder, penalties, sampling};
 use super::print;
+use super::text::{Generated, Limits, go_on, open_decoder, penalties, sampling};
 use crate::cli::ChatArgs;
 use crate::failure::{Failure, Result};
 use crate::ui::{ANSWERING, INTERRUPTED};
@@ -56,11 +56,10 @@ pub(super) fn run(args: ChatArgs) -> Result<()> {
     };
     let mut talk = new()?;
     let terminal = std::io::stdin().is_terminal();
-    if terminal && !options.common.quiet {
+    if terminal && !args.quiet {
         eprintln!("/help says what can be done");
     }
-    let first = (!options.prompt.is_empty()).then(|| Ok(options.prompt.clone()));
-    let mut lines = first.into_iter().chain(std::io::stdin().lock().lines());
+    let mut lines = std::io::stdin().lock().lines();
     loop {
         if terminal {
             eprint!("> ");
@@ -129,11 +128,7 @@ fn answer(
     tokenizer: &Tokenizer,
     template: &ChatTemplate,
     talk: &mut Talk,
-    generate: impl FnOnce(
-        &[u32],
-        usize,
-        &mut dyn FnMut(&[u32]) -> Result<Vec<f32>>,
-    ) -> Result<super::generate::Generated>,
+    generate: impl FnOnce(&[u32], usize, &mut dyn FnMut(&[u32]) -> Result<Vec<f32>>) -> Result<Generated>,
 ) -> Result<()> {
     let prompt = encode(tokenizer, &template.render(&talk.messages, true)?)?;
     // The last token always passes: its logits are wanted.

@@ -6,6 +6,7 @@ mod eval;
 mod generate;
 mod inspect;
 mod logits;
+mod text;
 mod train;
 
 use crate::cli::{Bench, Cli, Command, Common};
@@ -24,7 +25,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Train(args) => train::run(*args),
         Command::Eval(args) => on_pool(&args.common.clone(), || eval::run(args)),
-        Command::Chat(args) => on_pool(&args.options.common.clone(), || chat::run(args)),
+        Command::Chat(args) => on_threads(args.threads.unwrap_or(0), || chat::run(args))?,
         Command::Generate(args) => on_pool(&args.common.clone(), || generate::run(args)),
         Command::Logits(args) => on_pool(&args.common.clone(), || logits::run(args)),
         Command::Inspect(args) => on_pool(&args.common.clone(), || inspect::run(args)),

@@ -1,7 +1,7 @@
 //! `train`: a run begun or gone on with, and what came of it.
 
 use super::eval::cache_folder;
-use super::generate::generate;
+use super::text::generate;
 use super::{on_threads, print, print_json, size};
 use crate::cli::TrainArgs;
 use crate::failure::{Failure, Result};
