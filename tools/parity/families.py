@@ -187,7 +187,9 @@ CASES = {
     "granitemoe-bias-tied-head-dim": lambda z: {
         "rms_norm_eps": 0.03, "intermediate_size": z["narrow"], "num_local_experts": 5, "num_experts_per_tok": 3,
         "num_key_value_heads": 1,
-        "head_dim": z["head_dim"], "attention_bias": True, "tie_word_embeddings": True, "logits_scaling": 0.5},
+        "head_dim": z["head_dim"], "attention_bias": True, "tie_word_embeddings": True, "logits_scaling": 0.5,
+        # Scores of wide models that nothing scales leave f32 no digits to compare.
+        **({} if z is SIZES["golden"] else {"attention_multiplier": 0.2})},
     "granitemoeshared-multipliers": lambda z: {
         "rms_norm_eps": 0.03, "intermediate_size": z["narrow"], "num_local_experts": 6, "num_experts_per_tok": 2,
         "num_key_value_heads": z["kv"],
