@@ -86,6 +86,11 @@ impl Writer {
         Ok(self)
     }
 
+    /// The metadata so far.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
     /// The tensors so far.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors

@@ -72,6 +72,16 @@ impl<'a> Matrix<'a> {
             }
         }
     }
+
+    /// The bytes of row `row`, if its elements are stored as `ty`.
+    pub fn raw_row(&self, row: usize, ty: ElementType) -> Option<&'a [u8]> {
+        match self.data {
+            Elements::Coded(own, bytes) if own == ty && row < self.rows => {
+                bytes.get(row * self.stride..)?.get(..ty.row_bytes(self.cols)?)
+            }
+            _ => None,
+        }
+    }
 }
 
 #[cfg(test)]

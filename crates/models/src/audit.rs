@@ -4,7 +4,6 @@
 //! What looks at every byte is done once: that a checkpoint passed is remembered by the paths, sizes and times of its files.
 
 use crate::error::Result;
-use crate::families::Family;
 use crate::names::Part;
 use crate::params::{ParamDef, param_defs};
 use crate::sources::source;
@@ -51,7 +50,9 @@ pub(crate) fn structure_of(
     let mut unused = Vec::new();
     for name in files.tensors.keys().filter(|name| !known.contains(*name)) {
         let Some(why) = explanation(name) else {
-            return Err(files.refuse(name, "is not part of the model that config.json describes".into()));
+            return Err(
+                files.refuse(name, "is not part of the model that its configuration describes".into())
+            );
         };
         unused.push((name.clone(), why));
     }
@@ -75,10 +76,11 @@ fn explanation(spec: &ModelSpec, files: &Files, name: &str) -> Option<&'static s
     (name == "lm_head.weight" && spec.tie_embeddings).then_some("the head, which is the embedding")
 }
 
-/// Every value is finite, a tied head is the embedding, and no two experts of a layer are the same.
+/// Every value is finite, a tied head is the embedding, and no two experts of a layer are the same; `experts` names those of a
+/// layer.
 pub(crate) fn content(
     spec: &ModelSpec,
-    family: &Family,
+    experts: &dyn Fn(usize) -> String,
     parts: &[Part],
     files: &Files,
     upcycled: bool,
@@ -92,7 +94,7 @@ pub(crate) fn content(
     }
     twins(&param_defs(spec), parts, files, &|def| {
         let (layer, size) = of_experts(spec, def)?;
-        Some((format!("model.layers.{layer}.{}", family.names.block), size))
+        Some((experts(layer), size))
     })
 }
 
@@ -107,12 +109,12 @@ fn finite(files: &Files, part: &Part) -> Result<()> {
     const CHUNK: usize = 1 << 16;
     let (source, _) = source(files, part)?;
     let refuse = |at: usize, x: f32| files.refuse(&part.tensor, format!("element {at} is {x}"));
-    if let crate::sources::Source::Numbers(entry, ty) = source {
+    if let crate::sources::Source::Numbers(entry, ty) = &source {
         let mut values = vec![0.0; CHUNK.min(part.len())];
-        let size = CHUNK * ty.block_bytes();
+        let size = CHUNK / ty.block_len() * ty.block_bytes();
         for (chunk, bytes) in files.bytes(entry).chunks(size).enumerate() {
-            let values = &mut values[..bytes.len() / ty.block_bytes()];
-            dequantize(ty, bytes, values);
+            let values = &mut values[..bytes.len() / ty.block_bytes() * ty.block_len()];
+            dequantize(*ty, bytes, values);
             if let Some(at) = values.iter().position(|x| !x.is_finite()) {
                 return Err(refuse(chunk * CHUNK + at, values[at]));
             }
@@ -157,8 +159,7 @@ pub(crate) fn twins(
     for part in parts {
         let Some((layer, size)) = of_experts(&defs[part.param]) else { continue };
         let count = part.len() / size.max(1);
-        for entry in source(files, part)?.0.entries() {
-            let bytes = files.bytes(entry);
+        for bytes in source(files, part)?.0.bytes(files) {
             // A tensor of one expert may be a part of its parameter's.
             let (first, count) =
                 if count == 0 { (part.offset / size, 1) } else { (part.offset / size.max(1), count) };

@@ -3,6 +3,7 @@
 
 use crate::error::{ModelError, Result};
 use crate::files::is_file;
+use crate::gguf;
 use crate::tensor_files::read_json;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Serde;
@@ -50,33 +51,10 @@ struct Values {
 const NAME: &str = "chat";
 
 impl ChatTemplate {
-    /// The template in a model's folder, if it has one.
-    pub fn of_folder(folder: &Path) -> Result<Option<Self>> {
-        let (config, file) = (folder.join("tokenizer_config.json"), folder.join("chat_template.jinja"));
-        let json = if is_file(&config)? { read_json(&config)? } else { Value::Null };
-        let mut tokens = Map::new();
-        for key in ["bos_token", "eos_token", "pad_token", "unk_token"] {
-            // A token, or a description of one.
-            let token = json.get(key).map(|token| token.get("content").unwrap_or(token));
-            if let Some(Value::String(token)) = token {
-                tokens.insert(key.into(), token.as_str().into());
-            }
-        }
-        if is_file(&file)? {
-            let text = std::fs::read_to_string(&file).map_err(ModelError::io("read", &file))?;
-            return Self::new(&file, text, tokens).map(Some);
-        }
-        let text = match json.get("chat_template") {
-            Some(Value::String(text)) => Some(text.clone()),
-            // Several by name: the default one.
-            Some(Value::Array(all)) => {
-                let named = |name: &str| all.iter().find(|one| one["name"] == name);
-                let chosen = named("default").or(all.first());
-                chosen.and_then(|one| one["template"].as_str()).map(str::to_owned)
-            }
-            _ => None,
-        };
-        text.map(|text| Self::new(&config, text, tokens)).transpose()
+    /// The template of a model, a folder or a GGUF file, if it has one.
+    pub fn of_model(path: &Path) -> Result<Option<Self>> {
+        let Some((from, text, tokens)) = text_of(path)? else { return Ok(None) };
+        Self::new(&from, text, tokens).map(Some)
     }
 
     /// A template from its text.
@@ -105,6 +83,39 @@ impl ChatTemplate {
         let values = Jinja::from(Serde(values));
         template.render(values).map_err(|e| broken(&self.path, &e))
     }
+}
+
+/// The template of a model: where it is, its text, and the special tokens that templates write.
+pub(crate) fn text_of(path: &Path) -> Result<Option<(PathBuf, String, Map<String, Value>)>> {
+    if gguf::is_gguf(path) {
+        let found = gguf::chat_template(path)?;
+        return Ok(found.map(|(text, tokens)| (path.into(), text, tokens)));
+    }
+    let (config, file) = (path.join("tokenizer_config.json"), path.join("chat_template.jinja"));
+    let json = if is_file(&config)? { read_json(&config)? } else { Value::Null };
+    let mut tokens = Map::new();
+    for key in ["bos_token", "eos_token", "pad_token", "unk_token"] {
+        // A token, or a description of one.
+        let token = json.get(key).map(|token| token.get("content").unwrap_or(token));
+        if let Some(Value::String(token)) = token {
+            tokens.insert(key.into(), token.as_str().into());
+        }
+    }
+    if is_file(&file)? {
+        let text = std::fs::read_to_string(&file).map_err(ModelError::io("read", &file))?;
+        return Ok(Some((file, text, tokens)));
+    }
+    let text = match json.get("chat_template") {
+        Some(Value::String(text)) => Some(text.clone()),
+        // Several by name: the default one.
+        Some(Value::Array(all)) => {
+            let named = |name: &str| all.iter().find(|one| one["name"] == name);
+            let chosen = named("default").or(all.first());
+            chosen.and_then(|one| one["template"].as_str()).map(str::to_owned)
+        }
+        _ => None,
+    };
+    Ok(text.map(|text| (config, text, tokens)))
 }
 
 fn broken(path: &Path, error: &minijinja::Error) -> ModelError {
@@ -204,11 +215,11 @@ You help.<|im_end|>
     #[test]
     fn templates_are_found_where_models_have_them() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(ChatTemplate::of_folder(dir.path()).unwrap().is_none());
+        assert!(ChatTemplate::of_model(dir.path()).unwrap().is_none());
         let config =
             |json: Value| std::fs::write(dir.path().join("tokenizer_config.json"), json.to_string()).unwrap();
         let render = || {
-            let template = ChatTemplate::of_folder(dir.path()).unwrap().unwrap();
+            let template = ChatTemplate::of_model(dir.path()).unwrap().unwrap();
             template.render(&[Message::new("user", "x")], true).unwrap()
         };
         config(serde_json::json!({ "chat_template": "{{ eos_token }}a", "eos_token": { "content": "E" } }));

@@ -8,11 +8,13 @@
 pub mod audit;
 pub mod chat;
 pub mod checkpoint;
+pub mod convert;
 pub mod counts;
 pub mod decoder;
 pub mod error;
 pub mod families;
 pub mod files;
+pub mod gguf;
 pub mod inspect;
 pub mod names;
 pub mod ops;

@@ -12,8 +12,10 @@ use std::collections::HashMap;
 pub struct Part {
     /// Its name in the file.
     pub tensor: String,
-    /// Its shape in the file.
+    /// Its shape in the file; where the tensor is a stack, that of the one of them that this is.
     pub shape: Vec<usize>,
+    /// Which of how many of the same shape, where the tensor of the file is a stack of them.
+    pub stack: Option<(usize, usize)>,
     /// Index into [`param_defs`].
     pub param: usize,
     /// First element.
@@ -46,6 +48,9 @@ pub enum Order {
     TurnedByTurns,
     /// \[E, B\], by turns.
     ByTurns,
+    /// \[R, C\] or \[R\], where in each `n` rows row 2j is row j here and row 2j + 1 is row n/2 + j: the heads of queries and
+    /// keys whose neighbours turn together.
+    HeadsByTurns(usize),
 }
 
 impl Order {
@@ -56,6 +61,10 @@ impl Order {
         match self {
             Order::Straight => at,
             Order::ByTurns => at / last * last + unturn(at % last),
+            Order::HeadsByTurns(_) => {
+                let cols = if shape.len() < 2 { 1 } else { last };
+                self.row(at / cols) * cols + at % cols
+            }
             Order::Turned | Order::TurnedByTurns => {
                 let a_count = shape[shape.len() - 2];
                 let (row, b) = (at / last, at % last);
@@ -64,6 +73,19 @@ impl Order {
                 (e * last + b) * a_count + a
             }
         }
+    }
+
+    /// Where row `row` of the file is, if only rows change their places.
+    pub(crate) fn row(self, row: usize) -> usize {
+        match self {
+            Order::HeadsByTurns(n) => row / n * n + row % n / 2 + row % 2 * (n / 2),
+            _ => row,
+        }
+    }
+
+    /// Rows stay whole.
+    pub(crate) fn keeps_rows(self) -> bool {
+        matches!(self, Order::Straight | Order::HeadsByTurns(_))
     }
 
     /// The elements of the file in the order of the parameter.
@@ -147,7 +169,7 @@ pub fn parts(spec: &ModelSpec, names: &Names) -> Vec<Part> {
     let mut parts = Vec::new();
     let mut put = |tensor: String, shape: &[usize], param: &str, offset: usize, order: Order| {
         if let Some(&param) = index.get(param) {
-            parts.push(Part { tensor, shape: shape.to_vec(), param, offset, order });
+            parts.push(Part { tensor, shape: shape.to_vec(), stack: None, param, offset, order });
         }
     };
     let (h, a, straight) = (spec.hidden, &spec.attention, Order::Straight);
@@ -326,5 +348,8 @@ mod tests {
         assert_eq!(read(Order::Turned, &[1, 2, 4]), [0.0, 0.5, 10.0, 10.5, 1.0, 1.5, 11.0, 11.5]);
         assert_eq!(read(Order::TurnedByTurns, &[1, 2, 4]), [0.0, 0.5, 1.0, 1.5, 10.0, 10.5, 11.0, 11.5]);
         assert_eq!(read(Order::ByTurns, &[2, 4]), [0.0, 1.0, 10.0, 11.0, 0.5, 1.5, 10.5, 11.5]);
+        // Two heads of four rows of one element, then one head of four rows of two.
+        assert_eq!(read(Order::HeadsByTurns(4), &[8]), [0.0, 1.0, 10.0, 11.0, 0.5, 1.5, 10.5, 11.5]);
+        assert_eq!(read(Order::HeadsByTurns(4), &[4, 2]), [0.0, 10.0, 0.5, 10.5, 1.0, 11.0, 1.5, 11.5]);
     }
 }

@@ -7,12 +7,14 @@ use crate::names::{Order, Part, parts};
 use crate::params::param_defs;
 use crate::spec::ModelSpec;
 use crate::tensor_files::INDEX;
+use senmon_kernels::blocks::ElementType;
 use serde_json::{Map, Value, json};
 use std::collections::HashSet;
+use std::io::Write;
 use std::path::Path;
 
 /// Bytes of one file of a checkpoint, about.
-const SHARD: usize = 4 << 30;
+pub(crate) const SHARD: usize = 4 << 30;
 
 /// Writes a model into a folder that exists: safetensors, then `generation_config.json`, at last `config.json`, each whole.
 ///
@@ -38,10 +40,61 @@ fn save_in_shards(
     }
     let (family, config) = families::config_json(spec, family)?;
     let parts = parts(spec, &family.names);
-    let bytes = |part: &Part| 4 * part.len();
+    write_weights(folder, &parts, shard_bytes, &|_| ElementType::F32, &mut |part, w| {
+        let values = &params[part.param][part.offset..][..part.len()];
+        let mut in_file = Vec::new();
+        let values = match part.order {
+            Order::Straight => values,
+            order => {
+                in_file.resize(values.len(), 0.0);
+                order.write(&part.shape, values, &mut in_file);
+                &in_file
+            }
+        };
+        let mut buffer = Vec::new();
+        for chunk in values.chunks(1 << 16) {
+            buffer.clear();
+            buffer.extend(chunk.iter().flat_map(|x| x.to_le_bytes()));
+            w.write_all(&buffer)?;
+        }
+        Ok(())
+    })?;
+    write_json(&folder.join("generation_config.json"), &generation_config(spec))?;
+    write_json(&folder.join("config.json"), &config)?;
+    Ok(family)
+}
+
+/// The `generation_config.json` of a model.
+pub(crate) fn generation_config(spec: &ModelSpec) -> Value {
+    let mut generation = Map::new();
+    let tokens = &spec.tokens;
+    for (key, ids) in [
+        ("bos_token_id", tokens.bos.as_slice()),
+        ("eos_token_id", tokens.eos.as_slice()),
+        ("pad_token_id", tokens.pad.as_slice()),
+    ] {
+        match ids {
+            [] => continue,
+            [one] => generation.insert(key.into(), (*one).into()),
+            several => generation.insert(key.into(), several.into()),
+        };
+    }
+    Value::Object(generation)
+}
+
+/// Writes the tensors of a model into a folder, in files of about `shard_bytes`; `data` writes the elements of each, of the
+/// type that `types` says.
+pub(crate) fn write_weights(
+    folder: &Path,
+    parts: &[Part],
+    shard_bytes: usize,
+    types: &dyn Fn(&Part) -> ElementType,
+    data: &mut dyn FnMut(&Part, &mut dyn Write) -> std::io::Result<()>,
+) -> Result<()> {
+    let bytes = |part: &Part| types(part).row_bytes(part.len()).unwrap_or(0);
     let mut shards: Vec<Vec<&Part>> = vec![Vec::new()];
     let mut filled = 0;
-    for part in &parts {
+    for part in parts {
         if filled > 0 && filled + bytes(part) > shard_bytes {
             shards.push(Vec::new());
             filled = 0;
@@ -65,7 +118,7 @@ fn save_in_shards(
             let end = at + bytes(part);
             header.insert(
                 part.tensor.clone(),
-                json!({ "dtype": "F32", "shape": part.shape, "data_offsets": [at, end] }),
+                json!({ "dtype": types(part).name(), "shape": part.shape, "data_offsets": [at, end] }),
             );
             index.insert(part.tensor.clone(), name.clone().into());
             at = end;
@@ -76,25 +129,7 @@ fn save_in_shards(
         write_whole(&folder.join(&name), |w| {
             w.write_all(&(header.len() as u64).to_le_bytes())?;
             w.write_all(&header)?;
-            let mut buffer = Vec::new();
-            for part in shard {
-                let values = &params[part.param][part.offset..][..part.len()];
-                let mut in_file = Vec::new();
-                let values = match part.order {
-                    Order::Straight => values,
-                    order => {
-                        in_file.resize(values.len(), 0.0);
-                        order.write(&part.shape, values, &mut in_file);
-                        &in_file
-                    }
-                };
-                for chunk in values.chunks(1 << 16) {
-                    buffer.clear();
-                    buffer.extend(chunk.iter().flat_map(|x| x.to_le_bytes()));
-                    w.write_all(&buffer)?;
-                }
-            }
-            Ok(())
+            shard.iter().try_for_each(|part| data(part, w))
         })?;
         written.insert(name);
     }
@@ -104,23 +139,7 @@ fn save_in_shards(
         write_json(&folder.join(INDEX), &json)?;
         written.insert(INDEX.into());
     }
-    remove_stale(folder, &written)?;
-    let mut generation = Map::new();
-    let tokens = &spec.tokens;
-    for (key, ids) in [
-        ("bos_token_id", tokens.bos.as_slice()),
-        ("eos_token_id", tokens.eos.as_slice()),
-        ("pad_token_id", tokens.pad.as_slice()),
-    ] {
-        match ids {
-            [] => continue,
-            [one] => generation.insert(key.into(), (*one).into()),
-            several => generation.insert(key.into(), several.into()),
-        };
-    }
-    write_json(&folder.join("generation_config.json"), &Value::Object(generation))?;
-    write_json(&folder.join("config.json"), &config)?;
-    Ok(family)
+    remove_stale(folder, &written)
 }
 
 /// Removes the weights that an earlier save left in a folder and this one did not write over.
@@ -137,7 +156,7 @@ fn remove_stale(folder: &Path, written: &HashSet<String>) -> Result<()> {
     Ok(())
 }
 
-fn write_json(path: &Path, json: &Value) -> Result<()> {
+pub(crate) fn write_json(path: &Path, json: &Value) -> Result<()> {
     let text = format!("{json:#}\n");
     write_whole(path, |w| w.write_all(text.as_bytes()))
 }

@@ -14,10 +14,10 @@ const FP8_BLOCK: usize = 128;
 const FP4_BLOCK: usize = 32;
 
 /// Where a part comes from.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) enum Source<'a> {
-    /// A tensor of numbers.
-    Numbers(&'a Entry, ElementType),
+    /// A tensor of numbers, or one of a stack of them.
+    Numbers(Entry, ElementType),
     /// \[R, C\] 8-bit floats and \[R / 128, C / 128\] factors.
     Fp8(&'a Entry, &'a Entry),
     /// \[E, rows, cols / 32, 16\] bytes, and \[E, rows, cols / 32\] scales.
@@ -40,16 +40,26 @@ pub(crate) fn source<'a>(files: &'a Files, part: &Part) -> Result<(Source<'a>, V
         let mut turned = entry.shape.clone();
         turned.reverse();
         let hint = if turned == expected { ": it is transposed" } else { "" };
-        Err(files.refuse(name, format!("has shape {:?}, config.json says {expected:?}{hint}", entry.shape)))
+        Err(files.refuse(name, format!("has shape {:?}, the model's is {expected:?}{hint}", entry.shape)))
     };
     let of_type = |name: &str, entry: &Entry, dtype: Dtype| match entry.dtype == dtype {
         true => Ok(()),
         false => Err(files.refuse(name, format!("its type is {}, not {}", entry.dtype.name(), dtype.name()))),
     };
     if let Some(entry) = get(&part.tensor) {
-        same(&part.tensor, entry, &part.shape)?;
+        let stacked: Vec<usize> =
+            part.stack.iter().map(|(_, count)| *count).chain(part.shape.clone()).collect();
+        same(&part.tensor, entry, &stacked)?;
         return match (entry.dtype, get(&fp8)) {
-            (Dtype::Element(ty), None) => Ok((Source::Numbers(entry, ty), vec![part.tensor.clone()])),
+            (Dtype::Element(ty), None) => {
+                let mut entry = entry.clone();
+                if let Some((number, count)) = part.stack {
+                    let (size, first) = (entry.range.len() / count.max(1), entry.range.start);
+                    entry.range = first + number * size..first + (number + 1) * size;
+                    entry.shape.remove(0);
+                }
+                Ok((Source::Numbers(entry, ty), vec![part.tensor.clone()]))
+            }
             (Dtype::F8E4m3, Some(factors)) => {
                 let &[rows, cols] = part.shape.as_slice() else {
                     return Err(files.refuse(&part.tensor, "is no matrix, and of 8-bit floats".into()));
@@ -80,11 +90,11 @@ pub(crate) fn source<'a>(files: &'a Files, part: &Part) -> Result<(Source<'a>, V
 }
 
 impl<'a> Source<'a> {
-    /// The tensors of the source.
-    pub fn entries(&self) -> Vec<&'a Entry> {
-        match *self {
-            Source::Numbers(entry, _) => vec![entry],
-            Source::Fp8(a, b) | Source::Mxfp4(a, b) => vec![a, b],
+    /// The bytes of the source, of each of its tensors.
+    pub fn bytes<'f>(&self, files: &'f Files) -> Vec<&'f [u8]> {
+        match self {
+            Source::Numbers(entry, _) => vec![files.bytes(entry)],
+            Source::Fp8(a, b) | Source::Mxfp4(a, b) => vec![files.bytes(a), files.bytes(b)],
         }
     }
 
@@ -96,10 +106,12 @@ impl<'a> Source<'a> {
     /// The values, in the order of the parameter.
     pub fn read(&self, files: &Files, part: &Part, into: &mut [f32]) -> Result<()> {
         match self {
-            Source::Numbers(..) if part.order == Order::Straight => files.decode(&part.tensor, into),
-            Source::Numbers(..) => {
+            Source::Numbers(entry, ty) if part.order == Order::Straight => {
+                files.decode_entry(&part.tensor, entry, *ty, into)
+            }
+            Source::Numbers(entry, ty) => {
                 let mut in_file = vec![0.0; into.len()];
-                files.decode(&part.tensor, &mut in_file)?;
+                files.decode_entry(&part.tensor, entry, *ty, &mut in_file)?;
                 part.order.read(&part.shape, &in_file, into);
                 Ok(())
             }
@@ -131,9 +143,9 @@ impl<'a> Source<'a> {
     /// The matrices of a part \[.., R, C\] of a parameter, as they are stored: where they lie in the file if that is the order of
     /// the parameter, else copied.
     pub fn store(&self, files: &Files, part: &Part) -> Result<Vec<StoredMatrix>> {
-        let (rows, cols) = match (part.shape.as_slice(), part.order) {
-            (&[.., rows, cols], Order::Straight) => (rows, cols),
-            (&[.., cols, rows], _) => (rows, cols),
+        let (rows, cols) = match part.shape.as_slice() {
+            &[.., rows, cols] if part.order.keeps_rows() => (rows, cols),
+            &[.., cols, rows] => (rows, cols),
             _ => return Err(ModelError::Internal { what: format!("{} is no matrix", part.tensor) }),
         };
         let count = part.shape.iter().rev().skip(2).product::<usize>();
@@ -151,6 +163,17 @@ impl<'a> Source<'a> {
             Source::Numbers(entry, ty) if part.order == Order::Straight => {
                 split(files.all_bytes(entry), entry.range.start, *ty)
             }
+            Source::Numbers(entry, ty) if part.order.keeps_rows() => {
+                let bytes = files.bytes(entry);
+                let size = (bytes.len() / (count * rows).max(1)).max(1);
+                let mut moved = vec![0; bytes.len()];
+                for (row, from) in bytes.chunks_exact(size).enumerate() {
+                    moved[part.order.row(row) * size..][..size].copy_from_slice(from);
+                }
+                split(Arc::new(moved), 0, *ty)
+            }
+            // What is coded in blocks along one dimension cannot stay so along the other.
+            Source::Numbers(_, ty) if ty.block_len() > 1 => self.as_numbers(files, part, &split),
             Source::Numbers(entry, ty) => {
                 let (bytes, size) = (files.bytes(entry), ty.block_bytes());
                 let mut turned = vec![0; bytes.len()];
@@ -160,12 +183,7 @@ impl<'a> Source<'a> {
                 }
                 split(Arc::new(turned), 0, *ty)
             }
-            Source::Fp8(..) => {
-                let mut values = vec![0.0; part.len()];
-                self.read(files, part, &mut values)?;
-                let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-                split(Arc::new(bytes), 0, ElementType::F32)
-            }
+            Source::Fp8(..) => self.as_numbers(files, part, &split),
             Source::Mxfp4(packed, powers) => {
                 let (packed, powers) = (files.bytes(packed), files.bytes(powers));
                 let (per_row, size) = (cols / FP4_BLOCK, ElementType::Mxfp4.block_bytes());
@@ -189,5 +207,18 @@ impl<'a> Source<'a> {
                 split(Arc::new(bytes), 0, ElementType::Mxfp4)
             }
         }
+    }
+
+    /// [`Source::store`] of the decoded values.
+    fn as_numbers(
+        &self,
+        files: &Files,
+        part: &Part,
+        split: &dyn Fn(Bytes, usize, ElementType) -> Result<Vec<StoredMatrix>>,
+    ) -> Result<Vec<StoredMatrix>> {
+        let mut values = vec![0.0; part.len()];
+        self.read(files, part, &mut values)?;
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        split(Arc::new(bytes), 0, ElementType::F32)
     }
 }

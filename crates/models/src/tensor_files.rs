@@ -91,11 +91,31 @@ pub(crate) fn read_json(path: &Path) -> Result<Value> {
 }
 
 impl Files {
+    /// No files yet.
+    pub fn none() -> Self {
+        Files { paths: Vec::new(), maps: Vec::new(), tensors: BTreeMap::new() }
+    }
+
+    /// Maps a file, without looking at what is in it.
+    pub fn map(&mut self, path: PathBuf) -> Result<Arc<Mapped>> {
+        let file = File::open(&path).map_err(ModelError::io("read", &path))?;
+        let map = Arc::new(senmon_files::map(&file).map_err(ModelError::io("read", &path))?);
+        self.paths.push(path);
+        self.maps.push(map.clone());
+        Ok(map)
+    }
+
+    /// Puts in a tensor of a GGUF file that is mapped.
+    pub fn put(&mut self, file: usize, tensor: senmon_gguf::Tensor) {
+        let dtype = Dtype::Element(tensor.element_type);
+        self.tensors.insert(tensor.name, Entry { file, dtype, shape: tensor.shape, range: tensor.range });
+    }
+
     /// The files of a folder.
     pub fn open(folder: &Path) -> Result<Self> {
         let single = folder.join("model.safetensors");
         let index = folder.join(INDEX);
-        let mut files = Files { paths: Vec::new(), maps: Vec::new(), tensors: BTreeMap::new() };
+        let mut files = Self::none();
         if is_file(&single)? {
             files.add(single, None)?;
             return Ok(files);
@@ -249,6 +269,11 @@ impl Files {
                 format!("its type is {}, which is no number by itself", entry.dtype.name()),
             ));
         };
+        self.decode_entry(tensor, entry, ty, into)
+    }
+
+    /// Decodes what lies at an entry.
+    pub fn decode_entry(&self, tensor: &str, entry: &Entry, ty: ElementType, into: &mut [f32]) -> Result<()> {
         let bytes = self.bytes(entry);
         if ty.row_bytes(into.len()) != Some(bytes.len()) {
             return Err(ModelError::Internal { what: format!("tensor {tensor} was not audited") });

@@ -1,17 +1,81 @@
 //! Text to tokens and back: a model's tokenizer, and a decoder that gives text out as soon as it is whole.
 
 use crate::error::{ModelError, Result};
+use crate::gguf;
 use crate::spec::ModelSpec;
-use std::path::Path;
+use senmon_gguf::Metadata;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 pub use tokenizers::Tokenizer;
+
+/// Where a model's tokenizer is.
+#[derive(Clone, Debug)]
+pub enum TokenizerSource {
+    /// A `tokenizer.json`.
+    File(PathBuf),
+    /// The metadata of a GGUF file.
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// Its metadata.
+        metadata: Arc<Metadata>,
+    },
+}
+
+impl TokenizerSource {
+    /// The file that it is in.
+    pub fn path(&self) -> &Path {
+        match self {
+            TokenizerSource::File(path) | TokenizerSource::Gguf { path, .. } => path,
+        }
+    }
+
+    /// The text of the `tokenizer.json` that it is.
+    pub fn json(&self) -> Result<Vec<u8>> {
+        match self {
+            TokenizerSource::File(path) => std::fs::read(path).map_err(ModelError::io("read", path)),
+            TokenizerSource::Gguf { path, metadata } => {
+                let json = gguf::tokenizer_json(path, metadata)?;
+                let json =
+                    json.ok_or_else(|| ModelError::Internal { what: "no tokenizer in GGUF".into() })?;
+                Ok(json.to_string().into_bytes())
+            }
+        }
+    }
+
+    /// The tokenizer.
+    pub fn load(&self) -> Result<Tokenizer> {
+        Tokenizer::from_bytes(self.json()?).map_err(|e| {
+            let why = e.to_string().lines().next().unwrap_or_default().to_owned();
+            let what = match self {
+                TokenizerSource::File(_) => format!("is not a tokenizer.json: {why}"),
+                TokenizerSource::Gguf { .. } => format!("has a tokenizer that cannot be used: {why}"),
+            };
+            ModelError::File { path: self.path().into(), what }
+        })
+    }
+
+    /// A `tokenizer.json` with it: its own, or one in the cache.
+    pub fn file(&self) -> Result<PathBuf> {
+        let TokenizerSource::Gguf { path, .. } = self else { return Ok(self.path().into()) };
+        let json = self.json()?;
+        let folder = senmon_files::cache_folder().ok_or_else(|| {
+            let what = "its tokenizer needs a place in the cache: set XDG_CACHE_HOME or HOME".into();
+            ModelError::File { path: path.clone(), what }
+        })?;
+        let folder = folder.join("tokenizers");
+        std::fs::create_dir_all(&folder).map_err(ModelError::io("write", &folder))?;
+        let file = folder.join(format!("{}.json", blake3::hash(&json).to_hex()));
+        if !file.is_file() {
+            crate::files::write_whole(&file, |w| w.write_all(&json))?;
+        }
+        Ok(file)
+    }
+}
 
 /// Reads a `tokenizer.json`.
 pub fn load_tokenizer(path: &Path) -> Result<Tokenizer> {
-    let bytes = std::fs::read(path).map_err(ModelError::io("read", path))?;
-    Tokenizer::from_bytes(&bytes).map_err(|e| {
-        let what = format!("is not a tokenizer.json: {}", e.to_string().lines().next().unwrap_or_default());
-        ModelError::File { path: path.into(), what }
-    })
+    TokenizerSource::File(path.into()).load()
 }
 
 /// Refuses a tokenizer that has tokens beyond the model's rows.

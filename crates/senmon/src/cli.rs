@@ -44,6 +44,8 @@ pub enum Command {
     Logits(LogitsArgs),
     /// What is in a model: parameters in total and active, experts, routers, memory
     Inspect(InspectArgs),
+    /// Write a model in another layout or type: Hugging Face folders and GGUF
+    Convert(ConvertArgs),
     /// Measure speed beside the machine's own limits
     #[command(
         subcommand,
@@ -311,6 +313,32 @@ pub struct ChatArgs {
     /// Say nothing but the answers and errors
     #[arg(long, short)]
     pub quiet: bool,
+}
+
+/// `convert`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples:
+  senmon convert runs/first first.gguf                     # for llama.cpp; what it computes stays the same
+  senmon convert ~/models/OLMoE-1B-7B olmoe.gguf --type q4_k
+  senmon convert olmoe.gguf olmoe-again --type bf16        # and back, a folder for transformers
+
+What stays in its type stays in its bits. A layout that cannot say a model is refused with the field it has no word for.")]
+pub struct ConvertArgs {
+    /// The model.
+    #[command(flatten)]
+    pub from: ModelArgs,
+    /// Where to write it: a name that ends in .gguf, or a folder that is not there yet
+    pub out: PathBuf,
+    /// Type of the matrices: keep, f32, f16, bf16, or for GGUF q8_0 or q4_k
+    #[arg(long = "type", value_name = "TYPE", default_value = "keep")]
+    pub types: String,
+    /// The Hugging Face family of a folder
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub family: String,
+    /// Shared flags.
+    #[command(flatten)]
+    pub common: Common,
 }
 
 /// `logits`.

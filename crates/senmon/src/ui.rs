@@ -29,6 +29,48 @@ pub fn catch_interrupts_of_answers() {
     });
 }
 
+/// Ctrl-C ends a work that leaves nothing behind.
+pub fn catch_interrupts_of_work() {
+    let _ = ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::SeqCst) {
+            std::process::exit(130);
+        }
+    });
+}
+
+/// Shows how many bytes are done.
+pub struct ByteProgress(Option<ProgressBar>);
+
+impl ByteProgress {
+    /// Nothing is shown when `quiet`, or where standard error is no terminal.
+    pub fn new(quiet: bool, what: &str) -> Self {
+        let bar = (!quiet && on_terminal()).then(|| {
+            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+            let form = "{msg} {wide_bar} {bytes}/{total_bytes} {eta}";
+            let style = ProgressStyle::with_template(form).unwrap_or_else(|_| ProgressStyle::default_bar());
+            bar.set_style(style);
+            bar.set_message(what.to_owned());
+            bar
+        });
+        Self(bar)
+    }
+
+    /// So many are done, of so many.
+    pub fn at(&self, done: u64, total: u64) {
+        if let Some(bar) = &self.0 {
+            bar.set_length(total);
+            bar.set_position(done);
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn done(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 /// An answer is given.
 pub static ANSWERING: AtomicBool = AtomicBool::new(false);
 

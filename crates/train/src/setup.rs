@@ -150,11 +150,12 @@ fn begin(
 ) -> Result<Parts> {
     // What is wrong with a model is told before minutes of reading text.
     let start = config.train.init.as_deref().map(checkpoint::load).transpose()?;
-    let own = start.as_ref().and_then(|model| model.tokenizer.clone());
+    let own = start.as_ref().and_then(|model| model.tokenizer.as_ref());
+    let own = own.map(|tokenizer| tokenizer.file()).transpose()?;
     if config.data.tokenizer.is_none() && config.train.batches.is_none() {
         if let (Some(init), None) = (&config.train.init, &own) {
             return Err(TrainError::Conflict(format!(
-                "{} has no tokenizer.json: say --tokenizer FILE",
+                "{} has no tokenizer: say --tokenizer FILE",
                 init.display()
             )));
         }

@@ -196,14 +196,17 @@ pub fn family(name: &str) -> Result<&'static Family> {
         return Err(ModelError::Option { what });
     }
     FAMILIES.iter().find(|family| family.name == name).ok_or_else(|| {
-        let mut near: Vec<_> =
-            FAMILIES.iter().map(|f| (strsim::jaro_winkler(name, f.name), f.name)).collect();
-        near.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let near: Vec<_> = near.iter().take(3).map(|(_, name)| *name).collect();
-        ModelError::Option {
-            what: format!("model family \"{name}\" is not known; the nearest are {}", near.join(", ")),
-        }
+        let near = nearest(name, FAMILIES.iter().map(|family| family.name));
+        ModelError::Option { what: format!("model family \"{name}\" is not known; the nearest are {near}") }
     })
+}
+
+/// The three of some names that are most like `name`.
+pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> String {
+    let mut near: Vec<_> = names.map(|known| (strsim::jaro_winkler(name, known), known)).collect();
+    near.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let near: Vec<_> = near.iter().take(3).map(|(_, known)| *known).collect();
+    near.join(", ")
 }
 
 /// The first family that says the model exactly.

@@ -53,14 +53,25 @@ impl LatentBlock {
         self.spec.kv_rank + self.spec.rope
     }
 
-    /// Calls `f` with the matrix that keys and values are made with.
-    fn with_kv_b(&self, f: impl FnOnce(Matrix)) -> Result<()> {
-        self.kv_b.matrices(|parts| match parts {
-            [whole] => {
-                f(*whole);
-                Ok(())
+    /// Calls `f` with `count` rows of `kv_b` for each head, from its row `first` on: what keys or values are made with.
+    fn with_rows_of_heads(&self, first: usize, count: usize, f: impl FnOnce(&[Matrix])) -> Result<()> {
+        let rows = self.spec.nope + self.spec.value;
+        self.kv_b.matrices(|parts| {
+            let mut heads = Vec::with_capacity(self.heads);
+            for head in 0..self.heads {
+                let (mut at, mut rest) = (head * rows + first, parts.iter());
+                let found = rest.find(|part| {
+                    let here = at < part.rows;
+                    at -= if here { 0 } else { part.rows };
+                    here
+                });
+                match found.filter(|part| at + count <= part.rows) {
+                    Some(part) => heads.push(part.some(at..at + count)),
+                    None => bail!("{}: head {head} is in several parts", self.kv_b.name()),
+                }
             }
-            parts => bail!("{} is in {} parts", self.kv_b.name(), parts.len()),
+            f(&heads);
+            Ok(())
         })?
     }
 
@@ -93,11 +104,10 @@ impl LatentBlock {
         // Queries: what does not turn goes through the keys' rows of kv_b, what turns is copied behind it.
         let head = s.nope + r;
         let mut absorbed = Buffer::stale(tokens * heads * width);
-        self.with_kv_b(|kv_b| {
+        self.with_rows_of_heads(0, s.nope, |keys| {
             let products: Vec<Product> = (0..heads)
                 .map(|n| {
-                    let first = n * (s.nope + s.value);
-                    let b = Operand::weight_across(kv_b.some(first..first + s.nope));
+                    let b = Operand::weight_across(keys[n]);
                     let a = Operand::k_inner(&q[(n * head).min(q.len())..], heads * head);
                     one(tokens, c, s.nope, a, b, n * width, heads * width)
                 })
@@ -143,11 +153,10 @@ impl LatentBlock {
             &mut lse,
         );
         let mut values = Buffer::stale(rows * heads * s.value);
-        self.with_kv_b(|kv_b| {
+        self.with_rows_of_heads(s.nope, s.value, |each| {
             let products: Vec<Product> = (0..heads)
                 .map(|n| {
-                    let first = n * (s.nope + s.value) + s.nope;
-                    let b = Operand::weight(kv_b.some(first..first + s.value));
+                    let b = Operand::weight(each[n]);
                     let a = Operand::k_inner(&o[(n * width).min(o.len())..], heads * width);
                     one(rows, s.value, s.kv_rank, a, b, n * s.value, heads * s.value)
                 })

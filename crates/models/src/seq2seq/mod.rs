@@ -13,7 +13,8 @@ use crate::checkpoint::{GenerationDefaults, generation_defaults, tokenizer, weig
 use crate::error::Result;
 use crate::families::Json;
 use crate::tensor_files::{Files, read_json};
-use std::path::{Path, PathBuf};
+use crate::text::TokenizerSource;
+use std::path::Path;
 
 /// The families, by their `model_type`.
 pub const FAMILIES: &[&str] = &["t5", "switch_transformers"];
@@ -34,8 +35,8 @@ pub fn family_of(folder: &Path) -> Result<Option<&'static str>> {
 pub struct Opened {
     /// The model.
     pub model: Seq2Seq,
-    /// Its `tokenizer.json`, if it has one.
-    pub tokenizer: Option<PathBuf>,
+    /// Its tokenizer, if it has one.
+    pub tokenizer: Option<TokenizerSource>,
     /// What its `generation_config.json` says.
     pub generation: GenerationDefaults,
 }

@@ -15,7 +15,7 @@ pub(super) fn all(spec: &Seq2SeqSpec) -> (Vec<ParamDef>, Vec<Part>) {
     let mut param = |name: String, shape: &[usize], kind: ParamKind, tensors: Vec<(String, Vec<usize>)>| {
         let mut offset = 0;
         for (tensor, shape) in tensors {
-            let part = Part { tensor, shape, param: defs.len(), offset, order: Order::Straight };
+            let part = Part { tensor, shape, param: defs.len(), offset, order: Order::Straight, stack: None };
             offset += part.len();
             parts.push(part);
         }

@@ -35,11 +35,11 @@ pub(super) fn run(args: ChatArgs) -> Result<()> {
                 .map_err(|e| Failure::mistake(format!("cannot read {}: {e}", path.display())))?;
             Some(ChatTemplate::new(path, text, serde_json::Map::new())?)
         }
-        None => ChatTemplate::of_folder(&options.from.model)?,
+        None => ChatTemplate::of_model(&options.from.model)?,
     };
     let template = template.ok_or_else(|| {
         Failure::mistake(format!(
-            "{} has no chat template (in tokenizer_config.json or chat_template.jinja): say --template FILE, or use \
+            "{} has no chat template (in tokenizer_config.json, chat_template.jinja or GGUF): say --template FILE, or use \
              generate",
             options.from.model.display()
         ))

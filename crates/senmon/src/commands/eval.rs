@@ -30,6 +30,7 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
     let loaded = args.from.open()?;
     let config_path = args.from.model.join(senmon_train::folder::CONFIG);
     let config = match std::fs::read_to_string(&config_path) {
+        _ if args.from.model.is_file() => None,
         Ok(text) => Some(RunConfig::from_toml(&config_path.display().to_string(), &text)?),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
         Err(e) => return Err(Failure::mistake(format!("cannot read {}: {e}", config_path.display()))),
@@ -41,12 +42,13 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
             "--sequence {sequence} must be from 1 to the model's {most} positions"
         )));
     }
-    let tokenizer = loaded.tokenizer.clone().ok_or_else(|| {
+    let tokenizer = loaded.tokenizer.as_ref().ok_or_else(|| {
         Failure::mistake(format!(
-            "{} has no tokenizer.json: text cannot be made into its tokens",
+            "{} has no tokenizer: text cannot be made into its tokens",
             args.from.model.display()
         ))
     })?;
+    let tokenizer = tokenizer.file()?;
     crate::ui::catch_interrupts();
     let progress = DataProgress::new(args.common.quiet);
     let text = if args.data.is_empty() {

@@ -8,7 +8,7 @@ use crate::cli::GenerateArgs;
 use crate::failure::{Failure, Result};
 use senmon_models::audit::Audit;
 use senmon_models::seq2seq;
-use senmon_models::text::{encode, load_tokenizer};
+use senmon_models::text::encode;
 
 /// A text of an encoder-decoder for the prompt.
 fn of_encoder_decoder(args: &GenerateArgs, show: &mut dyn FnMut(&str) -> Result<()>) -> Result<Generated> {
@@ -21,7 +21,7 @@ fn of_encoder_decoder(args: &GenerateArgs, show: &mut dyn FnMut(&str) -> Result<
     let sampling = sampling(options);
     sampling.validate()?;
     let opened = seq2seq::open(&options.from.model, options.from.audit_or(Audit::Once))?;
-    let tokenizer = load_tokenizer(&tokenizer_of(options, opened.tokenizer)?)?;
+    let tokenizer = tokenizer_of(options, opened.tokenizer)?.load()?;
     let (model, spec) = (&opened.model, opened.model.spec());
     let mut prompt = encode(&tokenizer, &args.prompt)?;
     // What is encoded ends.

@@ -6,14 +6,12 @@ use crate::failure::Result;
 use senmon_models::audit::Audit;
 use senmon_models::checkpoint;
 use senmon_models::inspect::{describe, short};
-use senmon_models::names::parts;
 use std::fmt::Write;
 
 pub(super) fn run(args: InspectArgs) -> Result<()> {
     let audit = args.from.audit_or(Audit::Full);
     let loaded = checkpoint::open(&args.from.model, audit)?;
-    let description = describe(&loaded.spec, loaded.family.name);
-    let tensors = parts(&loaded.spec, &loaded.family.names).len();
+    let (description, tensors) = (describe(&loaded.spec, &loaded.layout.name()), loaded.tensors);
     if args.common.json {
         let mut json = serde_json::to_value(&description).unwrap_or_default();
         json["audit"] = serde_json::json!({ "tensors": tensors, "unused": loaded.unused, "content": audit != Audit::Structure });

@@ -2,6 +2,7 @@
 
 mod bench;
 mod chat;
+mod convert;
 mod eval;
 mod generate;
 mod inspect;
@@ -27,6 +28,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Eval(args) => on_pool(&args.common.clone(), || eval::run(args)),
         Command::Chat(args) => on_threads(args.threads.unwrap_or(0), || chat::run(args))?,
         Command::Generate(args) => on_pool(&args.common.clone(), || generate::run(args)),
+        Command::Convert(args) => on_pool(&args.common.clone(), || convert::run(args)),
         Command::Logits(args) => on_pool(&args.common.clone(), || logits::run(args)),
         Command::Inspect(args) => on_pool(&args.common.clone(), || inspect::run(args)),
         Command::Bench(Bench::Layer(args)) => on_pool(&args.common.clone(), || bench::layer(args)),

@@ -8,8 +8,7 @@ use senmon_models::decoder::{Decoder, Pass};
 use senmon_models::penalties::{Penalties, log_probabilities};
 use senmon_models::sampling::Sampling;
 use senmon_models::spec::{FfnSpec, ModelSpec};
-use senmon_models::text::{TextStream, Tokenizer, check_vocab, encode, load_tokenizer};
-use std::path::PathBuf;
+use senmon_models::text::{TextStream, Tokenizer, TokenizerSource, check_vocab, encode};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -171,10 +170,10 @@ pub(super) fn penalties(args: &TextArgs, vocab: usize) -> Result<Penalties> {
     Ok(penalties)
 }
 
-pub(super) fn tokenizer_of(args: &TextArgs, found: Option<PathBuf>) -> Result<PathBuf> {
+pub(super) fn tokenizer_of(args: &TextArgs, found: Option<TokenizerSource>) -> Result<TokenizerSource> {
     Ok(found.ok_or_else(|| ModelError::File {
         path: args.from.model.clone(),
-        what: "has no tokenizer.json: text cannot be made of its tokens".into(),
+        what: "has no tokenizer: text cannot be made of its tokens".into(),
     })?)
 }
 
@@ -190,9 +189,9 @@ pub(super) fn open_decoder(args: &TextArgs) -> Result<(Decoder, Tokenizer)> {
             loaded.spec.tokens.eos.push(*eos);
         }
     }
-    let path = tokenizer_of(args, loaded.tokenizer)?;
-    let tokenizer = load_tokenizer(&path)?;
-    check_vocab(&tokenizer, &loaded.spec, &path)?;
+    let source = tokenizer_of(args, loaded.tokenizer)?;
+    let tokenizer = source.load()?;
+    check_vocab(&tokenizer, &loaded.spec, source.path())?;
     Ok((Decoder::run(&loaded.spec, loaded.weights)?, tokenizer))
 }
 
