@@ -73,7 +73,7 @@ CASES = {
     "phimoe-longrope": ("phimoe", "phimoe", {
         "intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "attention_bias": True, "lm_head_bias": True,
         "sliding_window": None, "rope_parameters": {
-            "rope_type": "longrope", "rope_theta": 100.0, "original_max_position_embeddings": 32, "factor": 4.0,
+            "rope_type": "longrope", "rope_theta": 100.0, "original_max_position_embeddings": 64, "factor": 2.0,
             "short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [1.0, 2.0, 3.0, 4.0], "short_mscale": 1.2, "long_mscale": 1.2}}, [Q.F16]),
     "glm4moe-f16": ("glm4moe", "glm4_moe", {
         **_SIGMOID, "head_dim": 16, "use_qk_norm": True, "attention_bias": True, **_rope(100.0, partial_rotary_factor=0.5)}, [Q.F16]),
@@ -102,6 +102,17 @@ def config(name):
 def build(name, seed):
     """Its model."""
     return families.build(config(name), seed)
+
+
+def as_llama_cpp(name, model):
+    """The model as llama.cpp computes it where that is known to be otherwise, and what it is; else the model and nothing."""
+    if CASES[name][0] != "gpt-oss":
+        return model, None
+    model.config.rope_parameters["truncate"] = True
+    other = families.build(model.config, 0)
+    other.load_state_dict(model.state_dict())
+    model.config.rope_parameters["truncate"] = False
+    return other, "with the ends of YaRN's ramp rounded to whole elements, as llama.cpp does"
 
 
 def _experts(model, layer):
