@@ -3,7 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use safetensors::SafeTensors;
+mod golden_files;
+
+use golden_files::{Golden, decoders, for_each, tensors};
 use senmon_models::audit::Audit;
 use senmon_models::checkpoint;
 use senmon_models::decoder::{Cache, Decoder, Pass};
@@ -14,43 +16,7 @@ use senmon_models::spec::{FfnSpec, ModelSpec};
 use senmon_moe::{RouterConfig, Routing, RoutingObserver};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
-
-fn folders() -> Vec<PathBuf> {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let entries = fs::read_dir(golden).unwrap().map(|entry| entry.unwrap().path());
-    let mut folders: Vec<_> = entries.filter(|path| path.join("config.json").is_file()).collect();
-    folders.sort();
-    folders
-}
-
-/// The tensors of a safetensors file: shapes and bytes by name.
-fn tensors(path: &Path) -> BTreeMap<String, (Vec<usize>, Vec<u8>)> {
-    let bytes = fs::read(path).unwrap();
-    let file = SafeTensors::deserialize(&bytes).unwrap();
-    file.iter().map(|(name, view)| (name.to_owned(), (view.shape().to_vec(), view.data().to_vec()))).collect()
-}
-
-/// The families of the golden folders that are decoders.
-fn decoders() -> Vec<PathBuf> {
-    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
-    folders()
-        .into_iter()
-        .filter(|path| !["t5-", "switch_"].iter().any(|two| name(path).starts_with(two)))
-        .collect()
-}
-
-/// Calls `check` for each folder; fails with all that it says.
-fn for_each(check: impl Fn(&Path) -> Result<(), String>) {
-    let failed: Vec<String> = decoders()
-        .iter()
-        .filter_map(|folder| {
-            let name = folder.file_name().unwrap().to_str().unwrap();
-            check(folder).err().map(|what| format!("{name}: {what}"))
-        })
-        .collect();
-    assert!(failed.is_empty(), "{}", failed.join("\n"));
-}
+use std::path::Path;
 
 #[test]
 fn what_transformers_wrote_loads_whole_and_is_written_the_same() {
@@ -87,29 +53,6 @@ fn what_transformers_wrote_loads_whole_and_is_written_the_same() {
 }
 
 const FILE: &str = "model.safetensors";
-
-/// What the golden file of a folder holds.
-struct Golden {
-    tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)>,
-}
-
-impl Golden {
-    fn of(folder: &Path) -> Self {
-        Self { tensors: tensors(&folder.join("golden.safetensors")) }
-    }
-
-    fn words(&self, name: &str) -> impl Iterator<Item = [u8; 4]> {
-        self.tensors[name].1.as_chunks::<4>().0.to_vec().into_iter()
-    }
-
-    fn ids(&self, name: &str) -> Vec<u32> {
-        self.words(name).map(u32::from_le_bytes).collect()
-    }
-
-    fn numbers(&self, name: &str) -> Vec<f32> {
-        self.words(name).map(f32::from_le_bytes).collect()
-    }
-}
 
 /// How far the logits of a model are from those of the folder's golden file, as a part of the largest.
 fn distance(folder: &Path, spec: &ModelSpec, params: Vec<Vec<f32>>) -> f32 {
