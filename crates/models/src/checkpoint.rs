@@ -8,6 +8,7 @@ use crate::decoder::Weight;
 use crate::error::{ModelError, Result};
 use crate::families::{self, Family, Json};
 use crate::files::is_file;
+use crate::generation::GenerationDefaults;
 use crate::names::{Part, parts};
 use crate::params::{ParamDef, param_defs};
 pub use crate::save::save;
@@ -15,7 +16,6 @@ use crate::sources::source;
 use crate::spec::ModelSpec;
 use crate::tensor_files::{Files, read_json};
 use senmon_moe::Stored;
-use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// A model as it lies in a folder.
@@ -33,21 +33,6 @@ pub struct Checkpoint {
     pub generation: GenerationDefaults,
     /// Tensors that the model does not need, and why they may be there.
     pub unused: Vec<(String, &'static str)>,
-}
-
-/// What a model's makers advise for generation (`generation_config.json`); chat models often say only here what ends a turn.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct GenerationDefaults {
-    /// Sampling rather than the likeliest token.
-    pub do_sample: Option<bool>,
-    /// As in [`crate::sampling::Sampling`].
-    pub temperature: Option<f64>,
-    /// As in [`crate::sampling::Sampling`].
-    pub top_k: Option<usize>,
-    /// As in [`crate::sampling::Sampling`].
-    pub top_p: Option<f64>,
-    /// Tokens that end a text, besides those of the specification.
-    pub eos: Vec<u32>,
 }
 
 /// Reads `config.json` alone.
@@ -120,7 +105,7 @@ pub fn load(folder: &Path) -> Result<Checkpoint> {
         let into = &mut params[part.param][part.offset..][..part.len()];
         source(&found.files, part)?.0.read(&found.files, part, into)?;
     }
-    let (tokenizer, generation) = (tokenizer(folder)?, generation_defaults(folder)?);
+    let (tokenizer, generation) = (tokenizer(folder)?, GenerationDefaults::of_folder(folder)?);
     Ok(Checkpoint {
         spec: found.spec,
         family: found.family,
@@ -168,7 +153,7 @@ pub fn open(folder: &Path, audit: Audit) -> Result<Opened> {
         audit::remember(&found.files);
     }
     let (weights, memory) = weights(&param_defs(&found.spec), &found.parts, &found.files)?;
-    let (tokenizer, generation) = (tokenizer(folder)?, generation_defaults(folder)?);
+    let (tokenizer, generation) = (tokenizer(folder)?, GenerationDefaults::of_folder(folder)?);
     Ok(Opened {
         spec: found.spec,
         family: found.family,
@@ -209,20 +194,4 @@ pub(crate) fn weights(defs: &[ParamDef], parts: &[Part], files: &Files) -> Resul
         weights.push(Weight::Stored(Stored::new(&def.shape, matrices)?));
     }
     Ok((weights, memory))
-}
-
-/// Reads `generation_config.json`, where there is one.
-pub fn generation_defaults(folder: &Path) -> Result<GenerationDefaults> {
-    let path = folder.join("generation_config.json");
-    if !is_file(&path)? {
-        return Ok(GenerationDefaults::default());
-    }
-    let json = Json::new(&path, read_json(&path)?)?;
-    Ok(GenerationDefaults {
-        do_sample: json.typed("do_sample", "true or false", Value::as_bool)?,
-        temperature: json.typed("temperature", "a number", Value::as_f64)?,
-        top_k: json.maybe_usize("top_k")?,
-        top_p: json.typed("top_p", "a number", Value::as_f64)?,
-        eos: json.tokens("eos_token_id")?,
-    })
 }

@@ -13,6 +13,8 @@ pub mod decoder;
 pub mod error;
 pub mod families;
 pub mod files;
+pub mod generation;
+pub mod identity;
 pub mod inspect;
 pub mod names;
 pub mod ops;
