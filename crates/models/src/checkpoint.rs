@@ -8,6 +8,7 @@ use crate::decoder::Weight;
 use crate::error::{ModelError, Result};
 use crate::families::{self, Family, Json};
 use crate::files::is_file;
+use crate::generation::GenerationDefaults;
 use crate::gguf::{self, arch::Arch};
 use crate::names::{Part, parts};
 use crate::params::{ParamDef, param_defs};
@@ -17,7 +18,6 @@ use crate::spec::ModelSpec;
 use crate::tensor_files::{Files, read_json};
 use crate::text::TokenizerSource;
 use senmon_moe::Stored;
-use serde_json::Value;
 use std::collections::HashSet;
 use std::path::Path;
 
@@ -36,21 +36,6 @@ pub struct Checkpoint {
     pub generation: GenerationDefaults,
     /// Tensors that the model does not need, and why they may be there.
     pub unused: Vec<(String, &'static str)>,
-}
-
-/// What a model's makers advise for generation (`generation_config.json`); chat models often say only here what ends a turn.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct GenerationDefaults {
-    /// Sampling rather than the likeliest token.
-    pub do_sample: Option<bool>,
-    /// As in [`crate::sampling::Sampling`].
-    pub temperature: Option<f64>,
-    /// As in [`crate::sampling::Sampling`].
-    pub top_k: Option<usize>,
-    /// As in [`crate::sampling::Sampling`].
-    pub top_p: Option<f64>,
-    /// Tokens that end a text, besides those of the specification.
-    pub eos: Vec<u32>,
 }
 
 /// The layout that a model is in.
@@ -161,7 +146,7 @@ pub(crate) fn find(path: &Path, turned: bool) -> Result<Found> {
     let files = Files::open(path)?;
     let parts = parts(&spec, &family.names);
     let unused = audit::structure(&spec, &parts, &files)?;
-    let (tokenizer, generation) = (tokenizer(path)?, generation_defaults(path)?);
+    let (tokenizer, generation) = (tokenizer(path)?, GenerationDefaults::of_folder(path)?);
     Ok(Found { spec, layout: Layout::Folder(family), parts, files, tokenizer, generation, unused, upcycled })
 }
 
@@ -289,20 +274,4 @@ pub(crate) fn weight(def: &ParamDef, parts: &[&Part], files: &Files, memory: &mu
         matrices.extend(stored);
     }
     Ok(Weight::Stored(Stored::new(&def.shape, matrices)?))
-}
-
-/// Reads `generation_config.json`, where there is one.
-pub fn generation_defaults(folder: &Path) -> Result<GenerationDefaults> {
-    let path = folder.join("generation_config.json");
-    if !is_file(&path)? {
-        return Ok(GenerationDefaults::default());
-    }
-    let json = Json::new(&path, read_json(&path)?)?;
-    Ok(GenerationDefaults {
-        do_sample: json.typed("do_sample", "true or false", Value::as_bool)?,
-        temperature: json.typed("temperature", "a number", Value::as_f64)?,
-        top_k: json.maybe_usize("top_k")?,
-        top_p: json.typed("top_p", "a number", Value::as_f64)?,
-        eos: json.tokens("eos_token_id")?,
-    })
 }

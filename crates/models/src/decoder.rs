@@ -1,7 +1,7 @@
 //! The decoder: one for training and generation, built from a [`ModelSpec`] and the values of its parameters.
 
 use crate::error::ModelError;
-use crate::ops::{self, AttentionBlock, LatentBlock, LayerCache, LossTerms, Norm, Residual};
+use crate::ops::{self, AttentionBlock, LatentBlock, LossTerms, Norm, Residual};
 use crate::params::{ParamDef, ParamKind, param_defs};
 use crate::rope::Rotations;
 use crate::spec::{FfnSpec, MlpSpec, ModelSpec, MoeSpec, NormKind, NormPlace, QkNorm};
@@ -9,10 +9,13 @@ use candle_core::{Device, Tensor};
 use senmon_kernels::expert_mlp::Shape;
 use senmon_kernels::rotary::Rope;
 use senmon_moe::layer::MoeParams;
-use senmon_moe::ops::product_into;
 use senmon_moe::{Ctx, MoeConfig, MoeLayer, Param, Routing, RoutingObserver, SelectionBias, Stored};
 use std::collections::HashMap;
 use std::sync::Arc;
+
+mod cached;
+
+pub use cached::Cache;
 
 type Result<T> = std::result::Result<T, ModelError>;
 
@@ -100,42 +103,6 @@ pub struct Pass<'a> {
     pub observer: Option<&'a mut dyn RoutingObserver>,
     /// The experts of an earlier pass, by layer, to be used again.
     pub forced: Option<&'a HashMap<usize, Vec<u32>>>,
-}
-
-/// Keys and values of one sequence.
-#[derive(Clone, Debug)]
-pub struct Cache {
-    layers: Vec<LayerCache>,
-    windows: Vec<Option<usize>>,
-    len: usize,
-    rope: Arc<Rope>,
-}
-
-impl Cache {
-    /// Tokens in the cache.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Nothing is in the cache.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Longest sequence that it was made for.
-    pub fn context(&self) -> usize {
-        self.rope.positions()
-    }
-
-    /// Forgets all but the first `len` tokens; false, and nothing done, where a layer's window has moved on too far.
-    pub fn truncate(&mut self, len: usize) -> bool {
-        let reached =
-            self.layers.iter().zip(&self.windows).all(|(layer, window)| layer.reaches(len, *window));
-        if reached {
-            self.len = self.len.min(len);
-        }
-        reached
-    }
 }
 
 /// The routing of one MoE layer.
@@ -363,60 +330,6 @@ impl Decoder {
         Ok((ops::lm_loss(&x, &Param::new("head", head), targets, upstream)?, routings))
     }
 
-    /// A cache for one sequence of at most `context` tokens. Where speeds of rotary positions depend on the length of the
-    /// context, they are those of `context`.
-    pub fn cache(&self, context: usize) -> Result<Cache> {
-        let windows = (0..self.layers.len()).map(|l| self.spec.attention.window_of(l)).collect();
-        let layers = vec![LayerCache::default(); self.layers.len()];
-        Ok(Cache { layers, windows, len: 0, rope: self.rope(context)? })
-    }
-
-    /// The logits of `tokens` \[S\], which follow what is in the cache: \[S, V\], or those of the last token alone.
-    pub fn logits(
-        &self,
-        tokens: &[u32],
-        cache: &mut Cache,
-        last_only: bool,
-        pass: &mut Pass,
-    ) -> Result<Vec<f32>> {
-        let vocab = self.spec.vocab;
-        let mut routings = Vec::new();
-        let mut x = self.embed(tokens)?;
-        let past = cache.len;
-        if past + tokens.len() > cache.context() {
-            let what =
-                format!("{} tokens are more than the context of {}", past + tokens.len(), cache.context());
-            return Err(ModelError::Option { what });
-        }
-        for (l, layer) in self.layers.iter().enumerate() {
-            let (cache, rope) = (&mut cache.layers[l], &cache.rope);
-            x = match &layer.attention {
-                Attention::Heads(block) => block.forward_cached(&x, cache, past, rope)?,
-                Attention::Latent(block) => block.forward_cached(&x, cache, past, rope)?,
-            };
-            x = self.ffn(l, &x, pass, &mut routings)?.detach();
-        }
-        cache.len += tokens.len();
-        let first = if last_only { tokens.len().saturating_sub(1) } else { 0 };
-        let x = x.narrow(0, first, tokens.len() - first)?;
-        let x = self.final_norm.apply(&x.contiguous()?)?;
-        let rows = tokens.len() - first;
-        let mut logits = vec![0.0; rows * vocab];
-        senmon_moe::tensor::read(&x, |x| product_into(x, &self.head, &mut logits, false))??;
-        if let Some(bias) = &self.head_bias {
-            bias.read(|bias| {
-                for row in logits.chunks_exact_mut(vocab) {
-                    row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
-                }
-            })?;
-        }
-        if self.spec.scales.logits != 1.0 {
-            let scale = self.spec.scales.logits as f32;
-            logits.iter_mut().for_each(|x| *x *= scale);
-        }
-        Ok(logits)
-    }
-
     /// The feed-forward of layer `l` with its norm and residual sum.
     fn ffn(&self, l: usize, x: &Tensor, pass: &mut Pass, routings: &mut Vec<LayerRouting>) -> Result<Tensor> {
         let layer = &self.layers[l];
@@ -501,81 +414,7 @@ fn untrained(spec: &ModelSpec) -> Option<&'static str> {
 mod tests {
     use super::*;
     use crate::params::initial_values;
-    use crate::spec::{odd_spec, test_spec};
-
-    fn decoder(mut spec: ModelSpec, seed: u64) -> Decoder {
-        spec.init_std = 0.4;
-        let mut values = initial_values(&spec, seed);
-        // Norms and biases that hide nothing.
-        let stream = senmon_moe::rng::Stream::new(&[seed, 2]);
-        for (n, values) in values.iter_mut().enumerate() {
-            for (i, x) in values.iter_mut().enumerate() {
-                *x += 0.2 * (stream.uniform((n * 1000 + i) as u64) - 0.5);
-            }
-        }
-        Decoder::new(&spec, values, false).unwrap()
-    }
-
-    fn tokens(spec: &ModelSpec, n: usize) -> Vec<u32> {
-        let stream = senmon_moe::rng::Stream::new(&[9]);
-        (0..n as u64).map(|i| (stream.bits(i) % spec.vocab as u64) as u32).collect()
-    }
-
-    #[test]
-    fn prefill_chunks_and_single_tokens_give_the_same_bits() {
-        for seed in 0..40 {
-            let spec = if seed < 30 { odd_spec(seed) } else { test_spec(seed) };
-            let model = decoder(spec.clone(), seed);
-            let text = tokens(&spec, 23);
-            let run = |cuts: &[usize]| {
-                let mut cache = model.cache(23).unwrap();
-                let mut logits = Vec::new();
-                for pair in cuts.windows(2) {
-                    let chunk = &text[pair[0]..pair[1]];
-                    logits.extend(model.logits(chunk, &mut cache, false, &mut Pass::default()).unwrap());
-                }
-                logits
-            };
-            let whole = run(&[0, 23]);
-            assert!(whole.iter().all(|x| x.is_finite()), "{spec:?}");
-            assert_eq!(run(&(0..24).collect::<Vec<_>>()), whole, "{spec:?}");
-            assert_eq!(run(&[0, 5, 6, 18, 23]), whole, "{spec:?}");
-            // Two sequences at once, without a cache.
-            let twice = [&text[..], &text[..]].concat();
-            let (x, _) = model.forward(&twice, 2, &mut Pass::default()).unwrap();
-            let x = x.to_vec2::<f32>().unwrap();
-            assert_eq!(x[..23], x[23..], "{spec:?}");
-            let loss = model.loss(&text[..22], &text[1..], 1, None, &mut Pass::default()).unwrap().0;
-            for (t, loss) in loss.per_token.iter().enumerate() {
-                let row: Vec<f64> = whole[t * spec.vocab..][..spec.vocab].iter().map(|x| *x as f64).collect();
-                let sum = row.iter().map(|x| x.exp()).sum::<f64>().ln();
-                let want = sum - row[text[t + 1] as usize];
-                assert!((*loss as f64 - want).abs() < 1e-4 * (1.0 + want), "{spec:?}: {loss} {want}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_window_forgets_what_it_cannot_see_and_nothing_else() {
-        let mut spec = test_spec(1);
-        (spec.max_positions, spec.attention.window) = (700, Some(70));
-        let model = decoder(spec.clone(), 1);
-        let text = tokens(&spec, 700);
-        let mut whole = model.cache(700).unwrap();
-        let expected = model.logits(&text, &mut whole, false, &mut Pass::default()).unwrap();
-        let mut cache = model.cache(700).unwrap();
-        for (t, row) in expected.chunks_exact(spec.vocab).enumerate() {
-            let logits = model.logits(&text[t..t + 1], &mut cache, true, &mut Pass::default()).unwrap();
-            assert_eq!(logits, row, "{t}");
-        }
-        let width = spec.attention.cached();
-        assert!(cache.layers.iter().all(|layer| layer.len() <= (70 + 5 * 64) * width));
-        // Back where the window still reaches, not further.
-        assert!(!cache.truncate(300) && cache.len() == 700);
-        assert!(cache.truncate(690));
-        let again = model.logits(&text[690..], &mut cache, false, &mut Pass::default()).unwrap();
-        assert_eq!(again, expected[690 * spec.vocab..]);
-    }
+    use crate::spec::test_spec;
 
     #[test]
     fn what_has_no_gradients_is_refused_by_name() {

@@ -3,9 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
+mod golden_files;
 
-use common::golden::{Golden, follows, off, tensors as plain};
+use golden_files::{Golden, follows, off, tensors as plain};
 use safetensors::SafeTensors;
 use senmon_gguf::{ElementType, Gguf, Value, Writer};
 use senmon_models::audit::Audit;

@@ -3,9 +3,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod common;
+mod golden_files;
 
-use common::golden::{BOUND, Golden, follows, off, tensors};
+use golden_files::{BOUND, Golden, decoders, follows, for_each, off, tensors};
 use senmon_models::audit::Audit;
 use senmon_models::checkpoint;
 use senmon_models::decoder::{Decoder, Pass};
@@ -15,36 +15,7 @@ use senmon_models::spec::{FfnSpec, ModelSpec};
 use senmon_moe::RouterConfig;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
-
-fn folders() -> Vec<PathBuf> {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let entries = fs::read_dir(golden).unwrap().map(|entry| entry.unwrap().path());
-    let mut folders: Vec<_> = entries.filter(|path| path.join("config.json").is_file()).collect();
-    folders.sort();
-    folders
-}
-
-/// The families of the golden folders that are decoders.
-fn decoders() -> Vec<PathBuf> {
-    let name = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
-    folders()
-        .into_iter()
-        .filter(|path| !["t5-", "switch_"].iter().any(|two| name(path).starts_with(two)))
-        .collect()
-}
-
-/// Calls `check` for each folder; fails with all that it says.
-fn for_each(check: impl Fn(&Path) -> Result<(), String>) {
-    let failed: Vec<String> = decoders()
-        .iter()
-        .filter_map(|folder| {
-            let name = folder.file_name().unwrap().to_str().unwrap();
-            check(folder).err().map(|what| format!("{name}: {what}"))
-        })
-        .collect();
-    assert!(failed.is_empty(), "{}", failed.join("\n"));
-}
+use std::path::Path;
 
 #[test]
 fn what_transformers_wrote_loads_whole_and_is_written_the_same() {

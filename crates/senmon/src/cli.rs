@@ -230,21 +230,24 @@ pub struct TextArgs {
     /// Tokens to add at most
     #[arg(long, short = 'n', value_name = "N", default_value_t = 200)]
     pub max_tokens: usize,
-    /// 0 takes the likeliest token, 1 the model's own distribution
-    #[arg(long, value_name = "T", default_value_t = 0.8, allow_negative_numbers = true)]
-    pub temperature: f32,
-    /// Only the likeliest so many tokens; 0 for all
-    #[arg(long, value_name = "K", default_value_t = 0)]
-    pub top_k: usize,
-    /// Only the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 0.95)]
-    pub top_p: f32,
-    /// Only tokens with at least this part of the likeliest one's probability; 0 for all
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
-    pub min_p: f32,
-    /// Divides the logits of tokens that were there before, in prompt or text; 1 for none
-    #[arg(long, value_name = "F", default_value_t = 1.0)]
-    pub repetition_penalty: f32,
+    /// 0 takes the likeliest token, 1 the model's own distribution [default: what generation_config.json says, 0 where its
+    /// do_sample is false, else 0.8]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub temperature: Option<f32>,
+    /// Only the likeliest so many tokens; 0 for all [default: what generation_config.json says, else 0]
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Only the likeliest tokens that together have this probability [default: what generation_config.json says, else 0.95]
+    #[arg(long, value_name = "P")]
+    pub top_p: Option<f32>,
+    /// Only tokens with at least this part of the likeliest one's probability; 0 for all [default: what generation_config.json
+    /// says, else 0]
+    #[arg(long, value_name = "P")]
+    pub min_p: Option<f32>,
+    /// Divides the logits of tokens that were there before, in prompt or text; 1 for none [default: what
+    /// generation_config.json says, else 1]
+    #[arg(long, value_name = "F")]
+    pub repetition_penalty: Option<f32>,
     /// Taken from the logits of tokens that the text has
     #[arg(long, value_name = "F", default_value_t = 0.0, allow_negative_numbers = true)]
     pub presence_penalty: f32,
@@ -265,19 +268,42 @@ pub struct TextArgs {
     pub experts_per_token: Option<usize>,
 }
 
+/// Whether the experts of tokens are shown.
+#[derive(Clone, Debug, Args)]
+pub struct RoutingArgs {
+    /// The experts of every token in every layer: a table on standard error, or with --json in the document; with =FILE a
+    /// trace in a safetensors file
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true)]
+    pub show_routing: Option<Option<PathBuf>>,
+    /// With --show-routing: the logits of all routers too, in the trace or the document
+    #[arg(long, requires = "show_routing")]
+    pub routing_logits: bool,
+}
+
 /// `generate`.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Examples:
   senmon generate runs/first --prompt \"pub fn \"
-  senmon generate runs/first --prompt \"# \" --max-tokens 100 --temperature 0 --stop $'\\n\\n'")]
+  senmon generate runs/first --prompt \"# \" --max-tokens 100 --temperature 0 --stop $'\\n\\n'
+  senmon generate runs/first --prompt \"fn \" --show-routing=trace.safetensors
+  senmon generate runs/first --prompts questions.jsonl --batch 16 --json")]
 pub struct GenerateArgs {
     /// What texts are made with.
     #[command(flatten)]
     pub options: TextArgs,
-    /// The text to continue
-    #[arg(long, short, value_name = "TEXT", default_value = "")]
-    pub prompt: String,
+    /// A text to continue; several are continued at once
+    #[arg(long, short, value_name = "TEXT")]
+    pub prompt: Vec<String>,
+    /// More of them: a file with one a line, or a .jsonl whose lines have a "prompt"; - for standard input
+    #[arg(long, value_name = "FILE")]
+    pub prompts: Option<PathBuf>,
+    /// Texts at once, at most
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub batch: usize,
+    /// Whether the experts of tokens are shown.
+    #[command(flatten)]
+    pub routing: RoutingArgs,
     /// With --json: the log-probability of every token, and those of the likeliest so many
     #[arg(long, value_name = "N", requires = "json")]
     pub logprobs: Option<usize>,
@@ -359,6 +385,9 @@ pub struct LogitsArgs {
     /// The file to write
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+    /// Whether the experts of tokens are shown.
+    #[command(flatten)]
+    pub routing: RoutingArgs,
     /// Shared flags.
     #[command(flatten)]
     pub common: Common,

@@ -1,6 +1,7 @@
 //! How a command fails: one line, and 2 where the user can put it right, 130 where the user ended it, 1 otherwise.
 
 use senmon_data::DataError;
+use senmon_insight::InsightError;
 use senmon_models::ModelError;
 use senmon_moe::MoeError;
 use senmon_train::TrainError;
@@ -81,6 +82,11 @@ impl Blame for TrainError {
             TrainError::Data(e) => e.code(),
             e => users(e.is_users_mistake()),
         }
+    }
+}
+impl Blame for InsightError {
+    fn code(&self) -> u8 {
+        users(self.is_users_mistake())
     }
 }
 impl Blame for MoeError {

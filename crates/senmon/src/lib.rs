@@ -9,6 +9,7 @@ pub mod failure;
 pub mod ui;
 
 pub use senmon_data as data;
+pub use senmon_insight as insight;
 pub use senmon_kernels as kernels;
 pub use senmon_models as models;
 pub use senmon_moe as moe;

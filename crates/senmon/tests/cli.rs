@@ -4,10 +4,9 @@
 
 mod common;
 
-use common::{CALM, Place, done};
+use common::{CALM, Place, done, golden, json, number, printed};
 use safetensors::SafeTensors;
 use senmon::models::text::{encode, load_tokenizer};
-use serde_json::Value;
 use std::process::Command;
 
 /// The verbs, and those of `bench`.
@@ -25,25 +24,6 @@ const VERBS: &[&str] = &[
     "completions",
     "man",
 ];
-
-/// What a command prints, which must be one JSON document and nothing else.
-fn json(command: Command) -> Value {
-    let output = done(command).stdout;
-    serde_json::from_slice(&output).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&output)))
-}
-
-/// What a command prints, and that it says nothing besides.
-fn printed(command: Command) -> String {
-    let output = done(command);
-    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// A number of a JSON document, by its path.
-fn number(json: &Value, path: &str) -> f64 {
-    let value = json.pointer(path).and_then(Value::as_f64);
-    value.unwrap_or_else(|| panic!("no number {path} in {json:#}"))
-}
 
 #[test]
 fn every_help_has_an_example() {
@@ -180,17 +160,6 @@ fn logits_are_those_that_generation_goes_by() {
     // Without --json the file is all there is.
     assert_eq!(printed(command("--out again")), "");
     assert!(std::fs::read(place.path("again")).unwrap() == bytes);
-}
-
-/// A checkpoint that transformers wrote.
-fn golden(place: &Place, name: &str) -> std::path::PathBuf {
-    let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden").join(name);
-    let to = place.path(name);
-    std::fs::create_dir(&to).unwrap();
-    for file in ["config.json", "model.safetensors"] {
-        std::fs::copy(from.join(file), to.join(file)).unwrap();
-    }
-    to
 }
 
 #[test]

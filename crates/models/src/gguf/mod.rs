@@ -61,6 +61,13 @@ pub(crate) fn has_tokenizer(metadata: &Metadata) -> bool {
     metadata.get("tokenizer.ggml.tokens").is_some()
 }
 
+/// The metadata of a file as bytes, and its tensors.
+pub(crate) fn identity(path: &Path) -> Result<(Vec<u8>, Files)> {
+    let (metadata, files) = files(path)?;
+    let text: Vec<String> = metadata.iter().map(|(key, value)| format!("{key} {value:?}")).collect();
+    Ok((text.join("\n").into_bytes(), files))
+}
+
 /// The chat template of a file, and its special tokens by the names that templates have for them.
 pub(crate) fn chat_template(path: &Path) -> Result<Option<(String, Map<String, Value>)>> {
     let metadata = files(path)?.0;

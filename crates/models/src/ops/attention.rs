@@ -134,9 +134,55 @@ impl LayerCache {
     }
 }
 
-/// The positions of `batch` sequences of `queries` tokens, each from `first` on.
-pub(super) fn positions(batch: usize, queries: usize, first: usize) -> Vec<u32> {
-    (0..batch).flat_map(|_| (first..first + queries).map(|p| p as u32)).collect()
+/// The part of one sequence in a pass over caches.
+pub struct Continued<'a> {
+    /// Its keys and values.
+    pub cache: &'a mut LayerCache,
+    /// Its tokens in the pass; there may be none.
+    pub tokens: usize,
+    /// Its tokens before.
+    pub past: usize,
+    /// The rotations of its context.
+    pub rope: &'a Rope,
+}
+
+/// How the tokens of a pass are turned, sequence after sequence.
+pub(super) struct Turns<'a> {
+    /// \[T\].
+    pub positions: Vec<u32>,
+    /// So many tokens, by these rotations.
+    ropes: Vec<(usize, &'a Rope)>,
+}
+
+impl<'a> Turns<'a> {
+    /// `batch` sequences of `queries` tokens, each from position 0.
+    pub(super) fn from_start(batch: usize, queries: usize, rope: &'a Rope) -> Self {
+        let positions = (0..batch).flat_map(|_| (0..queries).map(|p| p as u32)).collect();
+        Self { positions, ropes: vec![(batch * queries, rope)] }
+    }
+
+    /// Sequences that go on.
+    pub(super) fn of(sequences: &[Continued<'a>]) -> Self {
+        let positions =
+            sequences.iter().flat_map(|s| (s.past..s.past + s.tokens).map(|p| p as u32)).collect();
+        Self { positions, ropes: sequences.iter().map(|s| (s.tokens, s.rope)).collect() }
+    }
+
+    /// Turns `x`, whose `rows` are `stride` apart, in its place.
+    pub(super) fn apply(&self, rows: Rows, x: &mut [f32], stride: usize) {
+        let mut first = 0;
+        for (tokens, rope) in &self.ropes {
+            let positions = &self.positions[first..][..*tokens];
+            rotary::apply(
+                rope,
+                Rows { tokens: *tokens, ..rows },
+                &mut x[first * stride..],
+                stride,
+                positions,
+            );
+            first += tokens;
+        }
+    }
 }
 
 /// What forward keeps for backward.
@@ -196,9 +242,9 @@ impl AttentionBlock {
         Rows { tokens, heads: self.spec.heads + self.spec.kv_heads, width: self.spec.head_dim }
     }
 
-    /// `x` \[T, H\] at `positions` \[T\] → everything up to the rotated queries, keys and values.
-    fn project(&self, x: &[f32], positions: &[u32], rope: &Rope) -> Result<Saved> {
-        let (tokens, q) = (positions.len(), self.q());
+    /// `x` \[T, H\] → everything up to the rotated queries, keys and values.
+    fn project(&self, x: &[f32], turns: &Turns) -> Result<Saved> {
+        let (tokens, q) = (turns.positions.len(), self.q());
         let norm = &self.residual.norm;
         let (mut h, mut inv_rms) = (Buffer::default(), Buffer::default());
         match self.residual.place {
@@ -215,7 +261,7 @@ impl AttentionBlock {
         product_into(seen, &self.qkv, &mut qkv, accumulate)?;
         let after = self.spec.qk_norm == QkNorm::HeadAfter;
         if after {
-            rotary::apply(rope, self.rotated(tokens), &mut qkv, q, positions);
+            turns.apply(self.rotated(tokens), &mut qkv, q);
         }
         let raw_qk = match &self.qk_norm {
             None => None,
@@ -233,7 +279,7 @@ impl AttentionBlock {
             }
         };
         if !after {
-            rotary::apply(rope, self.rotated(tokens), &mut qkv, q, positions);
+            turns.apply(self.rotated(tokens), &mut qkv, q);
         }
         Ok(Saved { h, inv_rms, raw_qk, qkv, o: Buffer::default(), lse: Buffer::default() })
     }
@@ -277,30 +323,42 @@ impl AttentionBlock {
         x.apply_op1(AttentionOp { block: self.clone(), batch, rope: rope.clone(), saved: Mutex::default() })
     }
 
-    /// The block on `x` \[S, H\], which follows the `past` tokens of the cache; appends to the cache. No gradients.
-    pub fn forward_cached(
-        &self,
-        x: &Tensor,
-        cache: &mut LayerCache,
-        past: usize,
-        rope: &Rope,
-    ) -> Result<Tensor> {
-        let tokens = x.dim(0)?;
+    /// The block on `x` \[T, H\], the tokens of sequences one after another, each following what is in its cache; appends to
+    /// the caches. A sequence gets the bits that it gets alone. No gradients.
+    pub fn forward_cached(&self, x: &Tensor, sequences: &mut [Continued]) -> Result<Tensor> {
         let (a, c, q) = (self.a(), self.c(), self.q());
+        let turns = Turns::of(sequences);
+        let tokens = fitting(x, &turns)?;
         let y = read(x, |x| -> Result<Vec<f32>> {
-            let saved = self.project(x, &positions(1, tokens, past), rope)?;
-            cache.append(past, c, saved.qkv.chunks_exact(q).map(|row| row[a..].split_at(c)));
-            let heads = self.heads(1, tokens, past + tokens - cache.forgotten);
-            let (mut o, mut lse) = (Buffer::stale(tokens * a), Buffer::stale(tokens * self.spec.heads));
-            attention::forward(heads, &saved.qkv, q, &cache.keys, c, &cache.values, c, &mut o, a, &mut lse);
-            self.sink(heads, &mut o, &lse)?;
-            if let Some(window) = self.window {
-                cache.forget(window, c);
+            let saved = self.project(x, &turns)?;
+            let mut o = Buffer::stale(tokens * a);
+            let mut first = 0;
+            for Continued { cache, tokens, past, .. } in sequences.iter_mut().filter(|s| s.tokens > 0) {
+                let qkv = &saved.qkv[first * q..][..*tokens * q];
+                cache.append(*past, c, qkv.chunks_exact(q).map(|row| row[a..].split_at(c)));
+                let heads = self.heads(1, *tokens, *past + *tokens - cache.forgotten);
+                let (o, mut lse) =
+                    (&mut o[first * a..][..*tokens * a], Buffer::stale(*tokens * self.spec.heads));
+                attention::forward(heads, qkv, q, &cache.keys, c, &cache.values, c, o, a, &mut lse);
+                self.sink(heads, o, &lse)?;
+                if let Some(window) = self.window {
+                    cache.forget(window, c);
+                }
+                first += *tokens;
             }
             self.finish(x, &o)
         })??;
         own(y, x.shape())
     }
+}
+
+/// T of `x` \[T, H\], which must be the tokens of `turns`.
+pub(super) fn fitting(x: &Tensor, turns: &Turns) -> Result<usize> {
+    let (tokens, expected) = (x.dim(0)?, turns.positions.len());
+    if tokens != expected {
+        bail!("attention: {tokens} tokens, those of the sequences are {expected}");
+    }
+    Ok(tokens)
 }
 
 struct AttentionOp {
@@ -323,7 +381,7 @@ impl CustomOp1 for AttentionOp {
         let queries = tokens / self.batch;
         let x = slice("x", x, l)?;
         let (a, c, q) = (block.a(), block.c(), block.q());
-        let mut saved = block.project(x, &positions(self.batch, queries, 0), &self.rope)?;
+        let mut saved = block.project(x, &Turns::from_start(self.batch, queries, &self.rope))?;
         saved.o = Buffer::stale(tokens * a);
         saved.lse = Buffer::stale(tokens * block.spec.heads);
         let heads = block.heads(self.batch, queries, queries);
@@ -381,8 +439,8 @@ impl AttentionOp {
         }
         drop(d_o);
         // rotation, then the norms of queries and keys
-        let positions = positions(self.batch, tokens / self.batch, 0);
-        rotary::apply_backward(&self.rope, block.rotated(tokens), &mut d_qkv, q, &positions);
+        let turns = Turns::from_start(self.batch, tokens / self.batch, &self.rope);
+        rotary::apply_backward(&self.rope, block.rotated(tokens), &mut d_qkv, q, &turns.positions);
         if let (Some((raw, q_inv, k_inv)), Some((q_norm, k_norm))) = (&saved.raw_qk, &block.qk_norm) {
             let mut d_normed = Buffer::stale(tokens * (a + c));
             residual::copy_rows(&d_qkv, q, &mut d_normed, a + c, a + c);

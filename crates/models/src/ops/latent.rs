@@ -2,7 +2,7 @@
 //! turned into the space of the narrow vector that the cache holds, meets it there, and what comes out is turned into
 //! values. The cache keeps C + R numbers a token. No gradients.
 
-use super::attention::{LayerCache, Residual};
+use super::attention::{Continued, Residual, Turns, fitting};
 use super::norm::Norm;
 use crate::spec::LatentSpec;
 use candle_core::{Result, Tensor, bail};
@@ -11,7 +11,7 @@ use senmon_kernels::buffers::Buffer;
 use senmon_kernels::elements::Matrix;
 use senmon_kernels::gemm::{self, Operand, Product};
 use senmon_kernels::layout::Rows;
-use senmon_kernels::rotary::{self, Rope};
+use senmon_kernels::rotary::Rope;
 use senmon_kernels::simd::Level;
 use senmon_moe::Param;
 use senmon_moe::ops::product;
@@ -76,8 +76,8 @@ impl LatentBlock {
     }
 
     /// `x` \[T, H\] → queries in the space of the cache, \[T, heads, C + R\], and what the cache keeps, \[T, C + R\].
-    fn project(&self, x: &[f32], positions: &[u32], rope: &Rope) -> Result<(Buffer, Buffer)> {
-        let (tokens, s, heads) = (positions.len(), &self.spec, self.heads);
+    fn project(&self, x: &[f32], turns: &Turns) -> Result<(Buffer, Buffer)> {
+        let (tokens, s, heads) = (turns.positions.len(), &self.spec, self.heads);
         let (c, r, width) = (s.kv_rank, s.rope, self.width());
         let h = self.residual.before(x)?;
         let h = h.as_deref().unwrap_or(x);
@@ -97,7 +97,7 @@ impl LatentBlock {
             turned[t * r..][..r].copy_from_slice(&key[c..]);
             key[..c].copy_from_slice(latent);
         }
-        rotary::apply(rope, Rows::plain(tokens, r), &mut turned, r, positions);
+        turns.apply(Rows::plain(tokens, r), &mut turned, r);
         for (key, turned) in keys.chunks_exact_mut(width).zip(turned.chunks_exact(r)) {
             key[c..].copy_from_slice(turned);
         }
@@ -118,16 +118,16 @@ impl LatentBlock {
         for (to, from) in turned.chunks_exact_mut(r).zip(q.chunks_exact(head)) {
             to.copy_from_slice(&from[s.nope..]);
         }
-        rotary::apply(rope, Rows { tokens, heads, width: r }, &mut turned, heads * r, positions);
+        turns.apply(Rows { tokens, heads, width: r }, &mut turned, heads * r);
         for (to, from) in absorbed.chunks_exact_mut(width).zip(turned.chunks_exact(r)) {
             to[c..].copy_from_slice(from);
         }
         Ok((absorbed, keys))
     }
 
-    /// `queries` \[B·Sq, heads, C + R\] over `keys` \[B·Sk, C + R\], which are the values too: \[B·Sq, heads·value\].
-    fn attend(&self, batch: usize, queries: &[f32], keys: &[f32]) -> Result<Buffer> {
-        let (s, heads, width) = (&self.spec, self.heads, self.width());
+    /// `queries` \[B·Sq, heads, C + R\] over `keys` \[B·Sk, C + R\], which are the values too: `o` \[B·Sq, heads, C + R\].
+    fn attend(&self, batch: usize, queries: &[f32], keys: &[f32], o: &mut [f32]) {
+        let (heads, width) = (self.heads, self.width());
         let (rows, key_rows) = (queries.len() / (heads * width), keys.len() / width);
         let h = Heads {
             batch,
@@ -139,19 +139,15 @@ impl LatentBlock {
             window: None,
             scale: self.scale,
         };
-        let (mut o, mut lse) = (Buffer::stale(queries.len()), Buffer::stale(rows * heads));
-        attention::forward(
-            h,
-            queries,
-            heads * width,
-            keys,
-            width,
-            keys,
-            width,
-            &mut o,
-            heads * width,
-            &mut lse,
-        );
+        let mut lse = Buffer::stale(rows * heads);
+        let stride = heads * width;
+        attention::forward(h, queries, stride, keys, width, keys, width, o, stride, &mut lse);
+    }
+
+    /// What comes of `o` \[T, heads, C + R\], turned into values: \[T, heads·value\].
+    fn values(&self, o: &[f32]) -> Result<Buffer> {
+        let (s, heads, width) = (&self.spec, self.heads, self.width());
+        let rows = o.len() / (heads * width);
         let mut values = Buffer::stale(rows * heads * s.value);
         self.with_rows_of_heads(s.nope, s.value, |each| {
             let products: Vec<Product> = (0..heads)
@@ -178,27 +174,34 @@ impl LatentBlock {
         if batch == 0 || !tokens.is_multiple_of(batch) {
             bail!("attention: {tokens} tokens are not {batch} sequences");
         }
-        let positions = super::attention::positions(batch, tokens / batch, 0);
+        let turns = Turns::from_start(batch, tokens / batch, rope);
         let y = read(x, |x| -> Result<Vec<f32>> {
-            let (queries, keys) = self.project(x, &positions, rope)?;
-            self.finish(x, &self.attend(batch, &queries, &keys)?)
+            let (queries, keys) = self.project(x, &turns)?;
+            let mut o = Buffer::stale(queries.len());
+            self.attend(batch, &queries, &keys, &mut o);
+            self.finish(x, &self.values(&o)?)
         })??;
         own(y, x.shape())
     }
 
-    /// The block on `x` \[S, H\], which follows the `past` tokens of the cache; appends to the cache.
-    pub fn forward_cached(
-        &self,
-        x: &Tensor,
-        cache: &mut LayerCache,
-        past: usize,
-        rope: &Rope,
-    ) -> Result<Tensor> {
-        let positions = super::attention::positions(1, x.dim(0)?, past);
+    /// The block on `x` \[T, H\], the tokens of sequences one after another, each following what is in its cache; appends to
+    /// the caches. A sequence gets the bits that it gets alone.
+    pub fn forward_cached(&self, x: &Tensor, sequences: &mut [Continued]) -> Result<Tensor> {
+        let turns = Turns::of(sequences);
+        fitting(x, &turns)?;
+        let (width, row) = (self.width(), self.heads * self.width());
         let y = read(x, |x| -> Result<Vec<f32>> {
-            let (queries, keys) = self.project(x, &positions, rope)?;
-            cache.append(past, self.width(), std::iter::once((&keys[..], &[][..])));
-            self.finish(x, &self.attend(1, &queries, cache.keys())?)
+            let (queries, keys) = self.project(x, &turns)?;
+            let mut o = Buffer::stale(queries.len());
+            let mut first = 0;
+            for Continued { cache, tokens, past, .. } in sequences.iter_mut().filter(|s| s.tokens > 0) {
+                let keys = &keys[first * width..][..*tokens * width];
+                cache.append(*past, width, std::iter::once((keys, &[][..])));
+                let rows = first * row..(first + *tokens) * row;
+                self.attend(1, &queries[rows.clone()], cache.keys(), &mut o[rows]);
+                first += *tokens;
+            }
+            self.finish(x, &self.values(&o)?)
         })??;
         own(y, x.shape())
     }

@@ -8,7 +8,7 @@ mod loss;
 mod norm;
 mod residual;
 
-pub use attention::{AttentionBlock, LayerCache, Residual};
+pub use attention::{AttentionBlock, Continued, LayerCache, Residual};
 pub use embedding::embed;
 pub use latent::LatentBlock;
 pub use loss::{LossTerms, lm_loss};

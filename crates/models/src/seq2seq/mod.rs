@@ -9,9 +9,10 @@ pub use config::{Seq2SeqSpec, StackSpec};
 pub use model::{DecoderCache, Encoded, Seq2Seq};
 
 use crate::audit::{self, Audit};
-use crate::checkpoint::{GenerationDefaults, generation_defaults, tokenizer, weights};
+use crate::checkpoint::{tokenizer, weights};
 use crate::error::Result;
 use crate::families::Json;
+use crate::generation::GenerationDefaults;
 use crate::tensor_files::{Files, read_json};
 use crate::text::TokenizerSource;
 use std::path::Path;
@@ -63,5 +64,5 @@ pub fn open(folder: &Path, audit: Audit) -> Result<Opened> {
     let (weights, _) = weights(&defs, &parts, &files)?;
     let params = parts::Params::new(&defs, weights)?;
     let model = Seq2Seq::new(spec, &params)?;
-    Ok(Opened { model, tokenizer: tokenizer(folder)?, generation: generation_defaults(folder)? })
+    Ok(Opened { model, tokenizer: tokenizer(folder)?, generation: GenerationDefaults::of_folder(folder)? })
 }

@@ -1,7 +1,8 @@
 //! `chat`: a conversation with a model in the terminal.
 
+use super::options::open_decoder;
 use super::print;
-use super::text::{Generated, Limits, go_on, open_decoder, penalties, sampling};
+use super::text::{Generated, Manner, News, Text, make};
 use crate::cli::ChatArgs;
 use crate::failure::{Failure, Result};
 use crate::ui::{ANSWERING, INTERRUPTED};
@@ -44,10 +45,18 @@ pub(super) fn run(args: ChatArgs) -> Result<()> {
             options.from.model.display()
         ))
     })?;
-    let (decoder, tokenizer) = open_decoder(options)?;
+    let (decoder, tokenizer, choice) = open_decoder(options)?;
     let spec = decoder.spec();
-    let (sampling, penalties) = (sampling(options), penalties(options, spec.vocab)?);
-    sampling.validate()?;
+    let words = choice.words();
+    let manner = Manner {
+        tokenizer: &tokenizer,
+        sampling: choice.sampling,
+        penalties: choice.penalties,
+        max_tokens: options.max_tokens,
+        logprobs: None,
+        eos: &spec.tokens.eos,
+        stops: &options.stop,
+    };
     crate::ui::catch_interrupts_of_answers();
     let context = args.context.unwrap_or(4096).min(spec.max_positions);
     let new = || -> Result<Talk> {
@@ -57,7 +66,7 @@ pub(super) fn run(args: ChatArgs) -> Result<()> {
     let mut talk = new()?;
     let terminal = std::io::stdin().is_terminal();
     if terminal && !args.quiet {
-        eprintln!("/help says what can be done");
+        eprintln!("[{words}; /help says what can be done]");
     }
     let mut lines = std::io::stdin().lock().lines();
     loop {
@@ -96,15 +105,16 @@ pub(super) fn run(args: ChatArgs) -> Result<()> {
                             prompt.len()
                         )));
                     }
-                    let limits = Limits {
-                        max_tokens: options.max_tokens,
-                        logprobs: None,
-                        room,
-                        eos: &spec.tokens.eos,
-                        stops: &options.stop,
+                    let mut show = |_: usize, news: News| match news {
+                        News::More(text) if !text.is_empty() => print(text),
+                        _ => Ok(()),
                     };
-                    let mut show = |text: &str| if text.is_empty() { Ok(()) } else { print(text) };
-                    go_on(&tokenizer, (&prompt[same..], &[]), &limits, &sampling, &penalties, &mut show, step)
+                    let mut text = [Text::new(&manner, prompt[same..].to_vec(), Vec::new(), room)];
+                    make(&mut text, 1, &mut show, &mut |turns| {
+                        turns.iter().map(|turn| step(turn.tokens)).collect()
+                    })?;
+                    let [text] = text;
+                    Ok(text.into_done())
                 });
                 match answer {
                     Ok(()) => print("\n")?,

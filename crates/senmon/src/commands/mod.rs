@@ -7,6 +7,9 @@ mod eval;
 mod generate;
 mod inspect;
 mod logits;
+mod options;
+mod prompts;
+mod routing;
 mod text;
 mod train;
 
@@ -15,6 +18,7 @@ use crate::failure::{Failure, Result};
 use clap::CommandFactory;
 use senmon_kernels::simd::Level;
 use std::io::Write;
+use std::path::Path;
 
 /// Runs a command on a pool of the threads that it asks for.
 pub fn run(cli: Cli) -> Result<()> {
@@ -95,6 +99,16 @@ fn print(text: &str) -> Result<()> {
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Failure::other(e.to_string()))?;
     print(&format!("{text}\n"))
+}
+
+/// Refuses a place for a result that cannot take it.
+fn check_out(path: &Path) -> Result<()> {
+    match std::fs::metadata(path) {
+        Ok(found) if !found.is_file() => {
+            Err(Failure::mistake(format!("{} is no file that can be replaced", path.display())))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A number with a suffix, or the user's mistake.

@@ -1,21 +1,25 @@
-//! Texts made token by token: what `generate`, `chat` and the end of `train` share.
+//! Texts made token by token, one or several at once: what `generate`, `chat` and the end of `train` share.
 
-use crate::cli::TextArgs;
 use crate::failure::{Failure, Result};
 use crate::ui::INTERRUPTED;
-use senmon_models::ModelError;
-use senmon_models::decoder::{Decoder, Pass};
+use senmon_insight::Recorder;
+use senmon_models::decoder::{Cache, Decoder, Pass};
 use senmon_models::penalties::{Penalties, log_probabilities};
 use senmon_models::sampling::Sampling;
-use senmon_models::spec::{FfnSpec, ModelSpec};
-use senmon_models::text::{TextStream, Tokenizer, TokenizerSource, check_vocab, encode_prompt};
+use senmon_models::text::{TextStream, Tokenizer, encode_prompt};
+use senmon_moe::RoutingObserver;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// How a generation ends that Ctrl-C ended.
 pub(super) const INTERRUPTED_FINISH: &str = "interrupted";
 
+/// Tokens of a prompt that pass through the model at once: what a pass holds in memory grows with its tokens.
+const PREFILL: usize = 512;
+
 /// What came of a generation.
+#[derive(Default)]
 pub(super) struct Generated {
     pub text: String,
     pub tokens: Vec<u32>,
@@ -25,193 +29,221 @@ pub(super) struct Generated {
     pub finish: &'static str,
     pub prefill_seconds: f64,
     pub decode_seconds: f64,
+    /// The token that was drawn last, which did not pass through the model; the end of a text may be one.
+    pub last: Option<u32>,
 }
 
-/// Continues `prompt` by up to `max_tokens`; `show` gets the prompt, and then the text as soon as it is certain.
-pub(super) fn generate(
-    decoder: &Decoder,
-    tokenizer: &Tokenizer,
-    prompt: &str,
-    max_tokens: usize,
-    sampling: &Sampling,
-    penalties: &Penalties,
-    logprobs: Option<usize>,
-    stops: &[String],
-    show: &mut dyn FnMut(&str) -> Result<()>,
-) -> Result<Generated> {
-    sampling.validate()?;
-    let spec = decoder.spec();
-    let mut prompt_tokens = encode_prompt(tokenizer, prompt)?;
-    if prompt_tokens.is_empty() {
-        // A model begins a text after what ends one.
-        prompt_tokens.extend(spec.tokens.bos.or(spec.tokens.eos.first().copied()).or(Some(0)));
-    }
-    if prompt_tokens.len() >= spec.max_positions {
-        return Err(Failure::mistake(format!(
-            "the prompt has {} tokens, the model's context {}",
-            prompt_tokens.len(),
-            spec.max_positions
-        )));
-    }
-    show(prompt)?;
-    let context = prompt_tokens.len().saturating_add(max_tokens).min(spec.max_positions);
-    let mut cache = decoder.cache(context)?;
-    let room = spec.max_positions - prompt_tokens.len();
-    let limits = Limits { max_tokens, logprobs, room, eos: &spec.tokens.eos, stops };
-    go_on(tokenizer, (&prompt_tokens, &prompt_tokens), &limits, sampling, penalties, show, &mut |tokens| {
-        Ok(decoder.logits(tokens, &mut cache, true, &mut Pass::default())?)
-    })
-}
-
-/// Tokens of a prompt that pass through the model at once.
-const PREFILL: usize = 512;
-
-/// When a text ends, and what is wanted of it.
-pub(super) struct Limits<'a> {
+/// How texts are made, and when they end.
+pub(super) struct Manner<'a> {
+    pub tokenizer: &'a Tokenizer,
+    pub sampling: Sampling,
+    pub penalties: Penalties,
     pub max_tokens: usize,
     /// The log-probabilities of so many of the likeliest tokens are wanted at each place.
     pub logprobs: Option<usize>,
-    /// Tokens that the context has room for.
-    pub room: usize,
     pub eos: &'a [u32],
     pub stops: &'a [String],
 }
 
-/// Goes on after `first`, token by token (`prompt` is what penalties look at besides); `step` gives the logits of the last of the tokens it is given, which follow those of
-/// before.
-pub(super) fn go_on(
-    tokenizer: &Tokenizer,
-    (first, prompt): (&[u32], &[u32]),
-    limits: &Limits,
-    sampling: &Sampling,
-    penalties: &Penalties,
-    show: &mut dyn FnMut(&str) -> Result<()>,
-    step: &mut dyn FnMut(&[u32]) -> Result<Vec<f32>>,
-) -> Result<Generated> {
-    let started = Instant::now();
-    // A long prompt in parts: what a pass holds in memory grows with its tokens.
-    let mut logits = Vec::new();
-    for part in first.chunks(PREFILL) {
-        logits = step(part)?;
+/// A text in the making.
+pub(super) struct Text<'a> {
+    manner: &'a Manner<'a>,
+    /// Tokens that pass through the model first, and how many of them have.
+    first: Vec<u32>,
+    passed: usize,
+    /// What penalties look at besides the text.
+    said: Vec<u32>,
+    /// Tokens that the context has room for after the first.
+    room: usize,
+    stream: TextStream<'a>,
+    clock: Option<Instant>,
+    done: Generated,
+    ended: bool,
+}
+
+/// Tokens of a text that pass through the model next.
+pub(super) struct Turn<'t> {
+    pub text: usize,
+    pub tokens: &'t [u32],
+}
+
+/// What is told of a text.
+pub(super) enum News<'t> {
+    /// More of it is certain.
+    More(&'t str),
+    /// It is at its end.
+    End,
+}
+
+impl<'a> Text<'a> {
+    /// A text after the tokens `first`; penalties look at `said` too.
+    pub fn new(manner: &'a Manner<'a>, first: Vec<u32>, said: Vec<u32>, room: usize) -> Self {
+        let done = Generated { prompt_tokens: first.len(), finish: "length", ..Generated::default() };
+        let stream = TextStream::new(manner.tokenizer, manner.stops);
+        Self { manner, first, passed: 0, said, room, stream, clock: None, done, ended: false }
     }
-    let prefill_seconds = started.elapsed().as_secs_f64();
-    let started = Instant::now();
-    let mut stream = TextStream::new(tokenizer, limits.stops);
-    let (mut text, mut tokens, mut finish) = (String::new(), Vec::new(), "length");
-    let mut logprobs = Vec::new();
-    while tokens.len() < limits.max_tokens {
-        if INTERRUPTED.load(Ordering::Relaxed) {
-            finish = INTERRUPTED_FINISH;
-            break;
+
+    /// What came of it.
+    pub fn into_done(self) -> Generated {
+        self.done
+    }
+
+    /// What passes through the model next.
+    fn turn(&self) -> &[u32] {
+        match self.first.get(self.passed..) {
+            Some(rest) if !rest.is_empty() => &rest[..rest.len().min(PREFILL)],
+            _ => self.done.last.as_slice(),
         }
-        let raw = limits.logprobs.map(|_| logits.clone());
-        penalties.apply(&mut logits, prompt, &tokens);
-        let Some(token) = sampling.pick(&logits, tokens.len() as u64) else {
+    }
+
+    /// Goes on with the logits \[V\] after its turn.
+    fn take(&mut self, mut logits: Vec<f32>, tell: &mut dyn FnMut(News) -> Result<()>) -> Result<()> {
+        if self.passed < self.first.len() {
+            self.passed += self.turn().len();
+            if self.passed < self.first.len() {
+                return Ok(());
+            }
+            self.done.prefill_seconds = self.seconds();
+        }
+        if self.manner.max_tokens == 0 {
+            return self.end("length", tell);
+        }
+        let (manner, done) = (self.manner, &mut self.done);
+        let raw = manner.logprobs.map(|_| logits.clone());
+        manner.penalties.apply(&mut logits, &self.said, &done.tokens);
+        let Some(token) = manner.sampling.pick(&logits, done.tokens.len() as u64) else {
             return Err(Failure::other("the model's logits are not numbers"));
         };
-        if let (Some(most), Some(raw)) = (limits.logprobs, raw) {
-            logprobs.push(log_probabilities(&raw, token, most));
+        done.last = Some(token);
+        if manner.eos.contains(&token) {
+            return self.end("end of text", tell);
         }
-        if limits.eos.contains(&token) {
-            logprobs.truncate(tokens.len());
-            finish = "end of text";
-            break;
+        if let (Some(most), Some(raw)) = (manner.logprobs, raw) {
+            done.logprobs.push(log_probabilities(&raw, token, most));
         }
-        tokens.push(token);
-        let new = stream.push(token)?;
-        show(&new)?;
-        text.push_str(&new);
-        if stream.stopped() {
-            finish = "stop";
-            break;
-        }
-        if tokens.len() > limits.room {
-            finish = "context full";
-            break;
-        }
-        if tokens.len() < limits.max_tokens {
-            logits = step(&[token])?;
+        done.tokens.push(token);
+        let new = self.stream.push(token)?;
+        tell(News::More(&new))?;
+        done.text.push_str(&new);
+        if self.stream.stopped() {
+            self.end("stop", tell)
+        } else if self.done.tokens.len() > self.room {
+            self.end("context full", tell)
+        } else if self.done.tokens.len() == manner.max_tokens {
+            self.end("length", tell)
+        } else {
+            Ok(())
         }
     }
-    let rest = stream.finish()?;
-    show(&rest)?;
-    text.push_str(&rest);
-    let decode_seconds = started.elapsed().as_secs_f64();
-    Ok(Generated {
-        text,
-        tokens,
-        logprobs,
-        prompt_tokens: first.len(),
-        finish,
-        prefill_seconds,
-        decode_seconds,
-    })
-}
 
-pub(super) fn sampling(args: &TextArgs) -> Sampling {
-    Sampling {
-        temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        min_p: args.min_p,
-        seed: args.seed,
+    /// Seconds since the last time, or since the text began.
+    fn seconds(&mut self) -> f64 {
+        let now = Instant::now();
+        self.clock.replace(now).map_or(0.0, |before| (now - before).as_secs_f64())
+    }
+
+    fn end(&mut self, finish: &'static str, tell: &mut dyn FnMut(News) -> Result<()>) -> Result<()> {
+        let rest = self.stream.finish()?;
+        tell(News::More(&rest))?;
+        self.done.text.push_str(&rest);
+        self.done.finish = finish;
+        self.ended = true;
+        let seconds = self.seconds();
+        match self.passed < self.first.len() {
+            true => self.done.prefill_seconds = seconds,
+            false => self.done.decode_seconds = seconds,
+        }
+        tell(News::End)
     }
 }
 
-/// Penalties and biases, checked for a vocabulary of `vocab`.
-pub(super) fn penalties(args: &TextArgs, vocab: usize) -> Result<Penalties> {
-    let penalties = Penalties {
-        repetition: args.repetition_penalty,
-        presence: args.presence_penalty,
-        frequency: args.frequency_penalty,
-        bias: args.logit_bias.iter().copied().collect(),
-    };
-    penalties.validate(vocab)?;
-    Ok(penalties)
-}
-
-pub(super) fn tokenizer_of(args: &TextArgs, found: Option<TokenizerSource>) -> Result<TokenizerSource> {
-    Ok(found.ok_or_else(|| ModelError::File {
-        path: args.from.model.clone(),
-        what: "has no tokenizer: text cannot be made of its tokens".into(),
-    })?)
-}
-
-/// The decoder in a folder, with what the options change of it, and its tokenizer.
-pub(super) fn open_decoder(args: &TextArgs) -> Result<(Decoder, Tokenizer)> {
-    let mut loaded = args.from.open()?;
-    if let Some(k) = args.experts_per_token {
-        loaded.spec = with_experts_per_token(loaded.spec, k)?;
+/// Makes texts, at most `most` at once: those that are at their end leave, others join. `step` gives for each turn the logits
+/// of its last token; turns come in the order of the texts. A text comes out as it does alone.
+pub(super) fn make(
+    texts: &mut [Text],
+    most: usize,
+    tell: &mut dyn FnMut(usize, News) -> Result<()>,
+    step: &mut dyn FnMut(&[Turn]) -> Result<Vec<Vec<f32>>>,
+) -> Result<()> {
+    let (mut active, mut waiting): (Vec<usize>, _) = (Vec::new(), 0..texts.len());
+    loop {
+        let free = most.saturating_sub(active.len());
+        for n in waiting.by_ref().take(free) {
+            texts[n].clock = Some(Instant::now());
+            active.push(n);
+        }
+        if active.is_empty() {
+            return Ok(());
+        }
+        if INTERRUPTED.load(Ordering::Relaxed) {
+            return active
+                .into_iter()
+                .chain(waiting)
+                .try_for_each(|n| texts[n].end(INTERRUPTED_FINISH, &mut |news| tell(n, news)));
+        }
+        let turns: Vec<Turn> = active.iter().map(|n| Turn { text: *n, tokens: texts[*n].turn() }).collect();
+        let logits = step(&turns)?;
+        for (n, logits) in active.iter().zip(logits) {
+            texts[*n].take(logits, &mut |news| tell(*n, news))?;
+        }
+        active.retain(|n| !texts[*n].ended);
     }
-    // Chat models often say only beside the model what ends a turn.
-    for eos in &loaded.generation.eos {
-        if !loaded.spec.tokens.eos.contains(eos) {
-            loaded.spec.tokens.eos.push(*eos);
+}
+
+/// Continues `prompts` by a decoder, at most `most` at once. A recorder sees text n as sequence n.
+pub(super) fn continue_all(
+    decoder: &Decoder,
+    manner: &Manner,
+    prompts: &[String],
+    most: usize,
+    mut recorder: Option<&mut Recorder>,
+    tell: &mut dyn FnMut(usize, News) -> Result<()>,
+) -> Result<Vec<Generated>> {
+    let spec = decoder.spec();
+    let (mut texts, mut contexts) = (Vec::with_capacity(prompts.len()), Vec::with_capacity(prompts.len()));
+    for (n, prompt) in prompts.iter().enumerate() {
+        let mut tokens = encode_prompt(manner.tokenizer, prompt)?;
+        if tokens.is_empty() {
+            // A model begins a text after what ends one.
+            tokens.extend(spec.tokens.bos.or(spec.tokens.eos.first().copied()).or(Some(0)));
+        }
+        let (length, most) = (tokens.len(), spec.max_positions);
+        if length >= most {
+            let which = if prompts.len() > 1 { format!("prompt {}", n + 1) } else { "the prompt".into() };
+            return Err(Failure::mistake(format!("{which} has {length} tokens, the model's context {most}")));
+        }
+        contexts.push(length.saturating_add(manner.max_tokens).min(most));
+        texts.push(Text::new(manner, tokens.clone(), tokens, most - length));
+    }
+    for (n, prompt) in prompts.iter().enumerate() {
+        tell(n, News::More(prompt))?;
+    }
+    let mut caches: BTreeMap<usize, Cache> = BTreeMap::new();
+    make(&mut texts, most, tell, &mut |turns| {
+        caches.retain(|n, _| turns.iter().any(|turn| turn.text == *n));
+        for turn in turns.iter().filter(|turn| !caches.contains_key(&turn.text)).collect::<Vec<_>>() {
+            caches.insert(turn.text, decoder.cache(contexts[turn.text])?);
+        }
+        let tokens: Vec<&[u32]> = turns.iter().map(|turn| turn.tokens).collect();
+        let mut group: Vec<&mut Cache> = caches.values_mut().collect();
+        let Some(recorder) = &mut recorder else {
+            return Ok(decoder.logits_batch(&tokens, &mut group, true, &mut Pass::default())?);
+        };
+        recorder.pass(&turns.iter().map(|turn| (turn.text as u32, turn.tokens)).collect::<Vec<_>>());
+        let observer: &mut dyn RoutingObserver = &mut **recorder;
+        let mut pass = Pass { observer: Some(observer), ..Pass::default() };
+        let all = decoder.logits_batch(&tokens, &mut group, false, &mut pass)?;
+        let each = turns.iter().zip(all).map(|(turn, mut logits)| {
+            recorder.predicted(turn.text as u32, &logits);
+            logits.split_off(logits.len() - spec.vocab)
+        });
+        Ok(each.collect())
+    })?;
+    let done: Vec<Generated> = texts.into_iter().map(Text::into_done).collect();
+    if let Some(recorder) = recorder {
+        for (n, done) in done.iter().enumerate() {
+            done.last.iter().for_each(|token| recorder.follows(n as u32, *token));
         }
     }
-    let source = tokenizer_of(args, loaded.tokenizer)?;
-    let tokenizer = source.load()?;
-    check_vocab(&tokenizer, &loaded.spec, source.path())?;
-    Ok((Decoder::run(&loaded.spec, loaded.weights)?, tokenizer))
-}
-
-/// The model with another number of experts for each token.
-fn with_experts_per_token(mut spec: ModelSpec, k: usize) -> Result<ModelSpec> {
-    let mut found = false;
-    for layer in &mut spec.layers {
-        let FfnSpec::Moe(moe) = layer else { continue };
-        found = true;
-        if k == 0 || k > moe.experts {
-            let experts = moe.experts;
-            return Err(Failure::mistake(format!(
-                "--experts-per-token {k} must be from 1 to the model's {experts} experts"
-            )));
-        }
-        moe.top_k = k;
-    }
-    if !found {
-        return Err(Failure::mistake(format!("--experts-per-token {k}: the model has no experts")));
-    }
-    spec.validate()?;
-    Ok(spec)
+    Ok(done)
 }

@@ -1,7 +1,7 @@
 //! `train`: a run begun or gone on with, and what came of it.
 
 use super::eval::cache_folder;
-use super::text::generate;
+use super::text::{Manner, continue_all};
 use super::{on_threads, print, print_json, size};
 use crate::cli::TrainArgs;
 use crate::failure::{Failure, Result};
@@ -160,13 +160,21 @@ fn train(setup: Setup, args: &TrainArgs) -> Result<()> {
     let sample = match (&tokenizer, quiet && !args.common.json) {
         (Some(tokenizer), false) => {
             let sampling = Sampling { seed: trainer.config.train.seed, ..Sampling::default() };
-            let (decoder, none) = (&trainer.decoder, Penalties::default());
-            let prompt = prompt(&trainer.eval, tokenizer)?;
-            let done =
-                generate(decoder, tokenizer.inner(), &prompt, 96, &sampling, &none, None, &[], &mut |_| {
-                    Ok(())
-                })?;
-            Some((prompt, done.text))
+            let (decoder, prompt) = (&trainer.decoder, prompt(&trainer.eval, tokenizer)?);
+            let manner = Manner {
+                tokenizer: tokenizer.inner(),
+                sampling,
+                penalties: Penalties::default(),
+                max_tokens: 96,
+                logprobs: None,
+                eos: &decoder.spec().tokens.eos,
+                stops: &[],
+            };
+            let prompts = [prompt];
+            let done = continue_all(decoder, &manner, &prompts, 1, None, &mut |_, _| Ok(()))?;
+            let text: String = done.into_iter().map(|done| done.text).collect();
+            let [prompt] = prompts;
+            Some((prompt, text))
         }
         _ => None,
     };

@@ -4,6 +4,7 @@
 // Each test file uses a part.
 #![allow(dead_code)]
 
+use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -86,4 +87,34 @@ pub fn done(mut command: Command) -> Output {
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?} ended with {}: {error}", output.status);
     output
+}
+
+/// What a command prints, which must be one JSON document and nothing else.
+pub fn json(command: Command) -> Value {
+    let output = done(command).stdout;
+    serde_json::from_slice(&output).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&output)))
+}
+
+/// What a command prints, and that it says nothing besides.
+pub fn printed(command: Command) -> String {
+    let output = done(command);
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A number of a JSON document, by its path.
+pub fn number(json: &Value, path: &str) -> f64 {
+    let value = json.pointer(path).and_then(Value::as_f64);
+    value.unwrap_or_else(|| panic!("no number {path} in {json:#}"))
+}
+
+/// A checkpoint that transformers wrote.
+pub fn golden(place: &Place, name: &str) -> PathBuf {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden").join(name);
+    let to = place.path(name);
+    fs::create_dir(&to).unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        fs::copy(from.join(file), to.join(file)).unwrap();
+    }
+    to
 }
