@@ -11,7 +11,8 @@ const UNPICKED: u32 = u32::MAX;
 /// A trace in the making.
 ///
 /// Before each pass [`pass`](Recorder::pass) says whose tokens it has; as the pass's observer it sees the routings; after it,
-/// [`predicted`](Recorder::predicted) gets the logits. What [`follows`](Recorder::follows) the last token of a text is said when it is known.
+/// [`predicted`](Recorder::predicted) gets the logits. What [`follows`](Recorder::follows) the last token of a text is said when
+/// it is known.
 #[derive(Debug, Default)]
 pub struct Recorder {
     trace: Trace,

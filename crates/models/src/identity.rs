@@ -8,8 +8,8 @@ use std::path::Path;
 /// Bytes of each tensor that go into the hash.
 const BEGINNING: usize = 64;
 
-/// A hash of a model: of its `config.json` or its metadata in GGUF, and of each tensor's name, type, shape and first 64 bytes, in the order of
-/// names. It does not depend on where the files are and how the tensors are spread over them, and reads a page of each tensor at
+/// A hash of a model: of its `config.json`, or its metadata in GGUF, and of each tensor's name, type, shape and first 64 bytes, in the order
+/// of names. It does not depend on where the files are and how the tensors are spread over them, and reads a page of each tensor at
 /// most; models that differ only deeper within their tensors have the same hash.
 pub fn model_hash(model: &Path) -> Result<String> {
     let (config, files) = if gguf::is_gguf(model) {

@@ -272,3 +272,39 @@ fn prompts_that_are_none_are_refused() {
         assert!(words.iter().all(|word| said.contains(word)), "{flags}: {said}");
     }
 }
+
+#[test]
+fn texts_of_an_encoder_decoder_are_those_they_are_alone() {
+    let place = Place::new();
+    let model = golden(&place, "switch_transformers-drops-head");
+    // A word for each of its 64 tokens.
+    let vocab: serde_json::Map<String, Value> = (0..64).map(|id| (format!("w{id}"), id.into())).collect();
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": [], "pre_tokenizer": { "type": "WhitespaceSplit" }, "decoder": null,
+        "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "w0" },
+    });
+    std::fs::write(model.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let words =
+        |range: std::ops::Range<usize>| range.map(|id| format!("w{id}")).collect::<Vec<_>>().join(" ");
+    let prompts = [words(2..26), words(5..9), words(30..50)];
+    let run = |prompts: &[String], flags: &str| {
+        let flags = format!("-n 5 --seed 3 --json --show-routing {flags}");
+        let mut command =
+            place.senmon(&format!("generate switch_transformers-drops-head {flags} --threads 1"));
+        command.args(prompts.iter().flat_map(|prompt| ["--prompt", prompt]));
+        json(command)
+    };
+    let together = run(&prompts, "--batch 2");
+    let mut dropped = false;
+    for (found, prompt) in together.as_array().unwrap().iter().zip(&prompts) {
+        let alone = run(std::slice::from_ref(prompt), "");
+        assert_eq!((&found["tokens"], &found["text"]), (&alone["tokens"], &alone["text"]));
+        assert_eq!(found["routing"]["layers"], alone["routing"]["layers"]);
+        // The encoder's tokens, then the decoder's.
+        let sequence = ids(&alone["routing"]["sequence"]);
+        assert!(sequence.is_sorted() && sequence.first() == Some(&0) && sequence.last() == Some(&1));
+        dropped |= alone["routing"]["layers"].to_string().contains("true");
+    }
+    assert!(dropped, "{together:#}");
+}

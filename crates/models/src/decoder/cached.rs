@@ -98,7 +98,7 @@ impl Decoder {
                 .zip(caches.iter_mut())
                 .map(|(tokens, cache)| {
                     let Cache { layers, len, rope, .. } = &mut **cache;
-                    Continued { cache: &mut layers[l], tokens: tokens.len(), past: *len, rope: &**rope }
+                    Continued { cache: &mut layers[l], tokens: tokens.len(), past: *len, rope }
                 })
                 .collect();
             x = match &layer.attention {

@@ -1,23 +1,23 @@
 //! `generate`: texts continued, as they come.
 
 use super::options::{Choice, open_decoder, tokenizer_of};
-use super::routing::{self, Routers};
+use super::routing::{self, Routers, Shown};
 use super::text::{Generated, INTERRUPTED_FINISH, Manner, News, Text, continue_all, make};
 use super::{print, print_json, prompts};
 use crate::cli::GenerateArgs;
 use crate::failure::{Failure, Result};
-use senmon_insight::Trace;
 use senmon_models::audit::Audit;
 use senmon_models::seq2seq::{self, DecoderCache, Encoded};
 use senmon_models::text::encode;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// What was made, how, and what the routers did.
 struct Made {
     done: Vec<Generated>,
     choice: Choice,
-    trace: Option<Trace>,
+    routing: Option<Shown>,
     /// Sequences of a trace for each text.
     sequences: u32,
 }
@@ -68,12 +68,14 @@ fn of_encoder_decoder(args: &GenerateArgs, prompts: &[String], tell: Tell) -> Re
         for turn in turns {
             // The encoder's tokens are one sequence of a trace, the decoder's the next.
             let sequence = 2 * turn.text as u32;
-            if !states.contains_key(&turn.text) {
-                let tokens = &encoder_tokens[turn.text];
-                let observer = routing::watch(&mut recorder, sequence, tokens);
-                states.insert(turn.text, (model.encode(tokens, observer)?, model.cache()));
-            }
-            let Some((encoded, cache)) = states.get_mut(&turn.text) else { continue };
+            let (encoded, cache) = match states.entry(turn.text) {
+                Entry::Occupied(state) => state.into_mut(),
+                Entry::Vacant(state) => {
+                    let tokens = &encoder_tokens[turn.text];
+                    let observer = routing::watch(&mut recorder, sequence, tokens);
+                    state.insert((model.encode(tokens, observer)?, model.cache()))
+                }
+            };
             let last_only = recorder.is_none();
             let observer = routing::watch(&mut recorder, sequence + 1, turn.tokens);
             let mut logits = model.logits(turn.tokens, encoded, cache, last_only, observer)?;
@@ -91,8 +93,8 @@ fn of_encoder_decoder(args: &GenerateArgs, prompts: &[String], tell: Tell) -> Re
         }
     }
     let (folder, in_json) = (&options.from.model, args.common.json);
-    let trace = routing::show(&args.routing, recorder, &routers, folder, Some(&tokenizer), in_json)?;
-    Ok(Made { done, choice, trace, sequences: 2 })
+    let routing = routing::finish(&args.routing, recorder, &routers, folder, Some(&tokenizer), in_json)?;
+    Ok(Made { done, choice, routing, sequences: 2 })
 }
 
 /// Texts of a decoder after the prompts.
@@ -115,8 +117,8 @@ fn of_decoder(args: &GenerateArgs, prompts: &[String], tell: Tell) -> Result<Mad
     };
     let done = continue_all(&decoder, &manner, prompts, args.batch, recorder.as_mut(), tell)?;
     let (folder, in_json) = (&options.from.model, args.common.json);
-    let trace = routing::show(&args.routing, recorder, &routers, folder, Some(&tokenizer), in_json)?;
-    Ok(Made { done, choice, trace, sequences: 1 })
+    let routing = routing::finish(&args.routing, recorder, &routers, folder, Some(&tokenizer), in_json)?;
+    Ok(Made { done, choice, routing, sequences: 1 })
 }
 
 pub(super) fn run(args: GenerateArgs) -> Result<()> {
@@ -174,6 +176,9 @@ pub(super) fn run(args: GenerateArgs) -> Result<()> {
     if !list {
         print("\n")?;
     }
+    if let Some(table) = made.routing.as_ref().and_then(|shown| shown.table.as_ref()) {
+        eprint!("{table}");
+    }
     if !quiet {
         eprintln!("{}", ending(&made));
     }
@@ -228,9 +233,9 @@ fn document(args: &GenerateArgs, prompt: &str, made: &Made, n: usize) -> Value {
         "decode_tokens_per_second": decode,
         "sampling": made.choice.json(),
     });
-    if let Some(trace) = &made.trace {
+    if let Some(shown) = &made.routing {
         let first = n as u32 * made.sequences;
-        document["routing"] = routing::document(trace, first..first + made.sequences);
+        document["routing"] = routing::document(&shown.trace, first..first + made.sequences);
     }
     document
 }

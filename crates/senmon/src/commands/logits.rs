@@ -1,11 +1,11 @@
 //! `logits`: the door for oracles.
 
-use super::routing::{self, Routers};
+use super::routing::{self, Routers, Shown};
 use super::{check_out, print_json};
 use crate::cli::LogitsArgs;
 use crate::failure::{Failure, Result};
 use safetensors::tensor::{Dtype, TensorView};
-use senmon_insight::{Recorder, Trace};
+use senmon_insight::Recorder;
 use senmon_models::audit::Audit;
 use senmon_models::decoder::{Decoder, Pass};
 use senmon_models::text::load_tokenizer;
@@ -16,7 +16,7 @@ use std::path::PathBuf;
 struct Found {
     logits: Vec<f32>,
     rows: usize,
-    trace: Option<Trace>,
+    routing: Option<Shown>,
     /// Sequences in the trace.
     sequences: u32,
 }
@@ -35,10 +35,13 @@ pub(super) fn run(args: LogitsArgs) -> Result<()> {
     files::write_whole(&args.out, |w| w.write_all(&file))?;
     if args.common.json {
         let mut document = serde_json::json!({ "out": args.out, "shape": [rows, vocab] });
-        if let Some(trace) = &found.trace {
-            document["routing"] = routing::document(trace, 0..found.sequences);
+        if let Some(shown) = &found.routing {
+            document["routing"] = routing::document(&shown.trace, 0..found.sequences);
         }
         print_json(&document)?;
+    }
+    if let Some(table) = found.routing.and_then(|shown| shown.table) {
+        eprint!("{table}");
     }
     Ok(())
 }
@@ -52,16 +55,16 @@ fn check_tokens(tokens: &[u32], vocab: usize) -> Result<()> {
     }
 }
 
-/// Shows what was recorded; with the texts of tokens, where there is a tokenizer.
-fn show(
+/// What was recorded; with the texts of tokens, where there is a tokenizer.
+fn finish(
     args: &LogitsArgs,
     recorder: Option<Recorder>,
     routers: &Routers,
     tokenizer: Option<PathBuf>,
-) -> Result<Option<Trace>> {
+) -> Result<Option<Shown>> {
     let tokenizer = tokenizer.filter(|_| recorder.is_some()).map(|path| load_tokenizer(&path)).transpose()?;
     let (folder, in_json) = (&args.from.model, args.common.json);
-    routing::show(&args.routing, recorder, routers, folder, tokenizer.as_ref(), in_json)
+    routing::finish(&args.routing, recorder, routers, folder, tokenizer.as_ref(), in_json)
 }
 
 fn decoder(args: &LogitsArgs) -> Result<Found> {
@@ -79,8 +82,8 @@ fn decoder(args: &LogitsArgs) -> Result<Found> {
     let mut pass = Pass { observer: routing::watch(&mut recorder, 0, &args.tokens), ..Pass::default() };
     let logits = decoder.logits(&args.tokens, &mut cache, false, &mut pass)?;
     recorder.iter_mut().for_each(|recorder| recorder.predicted(0, &logits));
-    let trace = show(args, recorder, &routers, loaded.tokenizer)?;
-    Ok(Found { logits, rows: n, trace, sequences: 1 })
+    let routing = finish(args, recorder, &routers, loaded.tokenizer)?;
+    Ok(Found { logits, rows: n, routing, sequences: 1 })
 }
 
 fn of_encoder_decoder(args: &LogitsArgs) -> Result<Found> {
@@ -97,6 +100,6 @@ fn of_encoder_decoder(args: &LogitsArgs) -> Result<Found> {
     let observer = routing::watch(&mut recorder, 1, tokens);
     let logits = model.logits(tokens, &encoded, &mut model.cache(), false, observer)?;
     recorder.iter_mut().for_each(|recorder| recorder.predicted(1, &logits));
-    let trace = show(args, recorder, &routers, opened.tokenizer)?;
-    Ok(Found { logits, rows: tokens.len(), trace, sequences: 2 })
+    let routing = finish(args, recorder, &routers, opened.tokenizer)?;
+    Ok(Found { logits, rows: tokens.len(), routing, sequences: 2 })
 }

@@ -5,7 +5,8 @@ use serde_json::Value;
 use std::io::Read;
 use std::path::Path;
 
-/// The prompts of a file: one a line, or, in a .jsonl, the text `prompt` of each line; empty lines are none. `-` is standard input.
+/// The prompts of a file: one a line, or, in a .jsonl, the text `prompt` of each line; empty lines are none. `-` is standard
+/// input.
 pub(super) fn of_file(path: &Path) -> Result<Vec<String>> {
     let cannot = |e: std::io::Error| Failure::mistake(format!("cannot read {}: {e}", path.display()));
     let text = if path.as_os_str() == "-" {

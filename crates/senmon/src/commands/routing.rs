@@ -82,25 +82,31 @@ pub(super) fn watch<'a>(
     Some(recorder)
 }
 
-/// What was recorded, written to a file or, unless it goes `in_json`, shown as a table.
-pub(super) fn show(
+/// The routing of a command's texts.
+pub(super) struct Shown {
+    pub trace: Trace,
+    /// For people, where it went to no file.
+    pub table: Option<String>,
+}
+
+/// What was recorded: written to a file, or made into a table unless it goes `in_json`.
+pub(super) fn finish(
     args: &RoutingArgs,
     recorder: Option<Recorder>,
     routers: &Routers,
     folder: &Path,
     tokenizer: Option<&Tokenizer>,
     in_json: bool,
-) -> Result<Option<Trace>> {
+) -> Result<Option<Shown>> {
     let (Some(recorder), Some(file)) = (recorder, &args.show_routing) else { return Ok(None) };
     let about =
         About { model: model_hash(folder)?, router: routers.kind.clone(), domains: vec!["text".into()] };
     let trace = recorder.finish(about, |layer| routers.name(layer))?;
-    match file {
-        Some(file) => trace.write(file)?,
-        None if !in_json => eprint!("{}", table(&trace, tokenizer)),
-        None => {}
+    if let Some(file) = file {
+        trace.write(file)?;
     }
-    Ok(Some(trace))
+    let table = (file.is_none() && !in_json).then(|| table(&trace, tokenizer));
+    Ok(Some(Shown { trace, table }))
 }
 
 /// The routing of some sequences, for a document.

@@ -9,6 +9,7 @@ use senmon_models::sampling::Sampling;
 use senmon_models::text::{TextStream, Tokenizer, encode_prompt};
 use senmon_moe::RoutingObserver;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -221,8 +222,10 @@ pub(super) fn continue_all(
     let mut caches: BTreeMap<usize, Cache> = BTreeMap::new();
     make(&mut texts, most, tell, &mut |turns| {
         caches.retain(|n, _| turns.iter().any(|turn| turn.text == *n));
-        for turn in turns.iter().filter(|turn| !caches.contains_key(&turn.text)).collect::<Vec<_>>() {
-            caches.insert(turn.text, decoder.cache(contexts[turn.text])?);
+        for turn in turns {
+            if let Entry::Vacant(cache) = caches.entry(turn.text) {
+                cache.insert(decoder.cache(contexts[turn.text])?);
+            }
         }
         let tokens: Vec<&[u32]> = turns.iter().map(|turn| turn.tokens).collect();
         let mut group: Vec<&mut Cache> = caches.values_mut().collect();

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::params::initial_values;
-use crate::spec::{ModelSpec, odd_spec, test_spec};
+use crate::spec::{FfnSpec, MlpSpec, ModelSpec, MoeSpec, odd_spec, test_spec};
 use senmon_moe::rng::Stream;
 
 fn decoder(mut spec: ModelSpec, seed: u64) -> Decoder {
@@ -89,46 +89,64 @@ fn draws(seed: u64) -> impl FnMut(usize) -> usize {
     }
 }
 
+/// Random texts, up to `longest` tokens, that join a batch at any time and leave it at their end: each has the bits that it
+/// has alone.
+fn check_batches(spec: &ModelSpec, seed: u64, longest: usize) {
+    let model = decoder(spec.clone(), seed);
+    let mut draw = draws(seed);
+    let texts: Vec<Vec<u32>> =
+        (0..2 + draw(6)).map(|_| (0..1 + draw(longest)).map(|_| draw(spec.vocab) as u32).collect()).collect();
+    let alone: Vec<Vec<f32>> = texts
+        .iter()
+        .map(|text| {
+            let mut cache = model.cache(text.len()).unwrap();
+            model.logits(text, &mut cache, false, &mut Pass::default()).unwrap()
+        })
+        .collect();
+    let mut caches: Vec<Cache> = texts.iter().map(|text| model.cache(text.len()).unwrap()).collect();
+    let last_only = draw(2) == 0;
+    while caches.iter().zip(&texts).any(|(cache, text)| cache.len() < text.len()) {
+        let (mut turns, mut parts, mut group) = (Vec::new(), Vec::new(), Vec::new());
+        for (n, (cache, text)) in caches.iter_mut().zip(&texts).enumerate() {
+            if cache.len() == text.len() || draw(3) == 0 {
+                continue;
+            }
+            let left = text.len() - cache.len();
+            // A token as in decoding, some as in a prompt, or none.
+            let count = [1, 1, 1 + draw(left), 0][draw(4)].min(left);
+            let first = cache.len();
+            turns.push((n, first));
+            parts.push(&text[first..first + count]);
+            group.push(cache);
+        }
+        let found = model.logits_batch(&parts, &mut group, last_only, &mut Pass::default()).unwrap();
+        assert_eq!(found.len(), parts.len());
+        for (((n, first), part), found) in turns.into_iter().zip(&parts).zip(found) {
+            let end = first + part.len();
+            let from = if last_only { end.saturating_sub(1).max(first) } else { first };
+            assert!(found == alone[n][from * spec.vocab..end * spec.vocab], "{seed} {n}: {spec:?}");
+        }
+    }
+}
+
 #[test]
 fn a_batch_gives_each_sequence_the_bits_that_it_gets_alone() {
     for seed in 0..60 {
         let spec = if seed % 2 == 0 { odd_spec(seed) } else { test_spec(seed) };
-        let model = decoder(spec.clone(), seed);
-        let mut draw = draws(seed);
-        // Sequences that join at any time and leave when they are at their end.
-        let texts: Vec<Vec<u32>> =
-            (0..2 + draw(6)).map(|_| (0..1 + draw(30)).map(|_| draw(spec.vocab) as u32).collect()).collect();
-        let alone: Vec<Vec<f32>> = texts
-            .iter()
-            .map(|text| {
-                let mut cache = model.cache(text.len()).unwrap();
-                model.logits(text, &mut cache, false, &mut Pass::default()).unwrap()
-            })
-            .collect();
-        let mut caches: Vec<Cache> = texts.iter().map(|text| model.cache(text.len()).unwrap()).collect();
-        let last_only = draw(2) == 0;
-        while caches.iter().zip(&texts).any(|(cache, text)| cache.len() < text.len()) {
-            let (mut turns, mut parts, mut group) = (Vec::new(), Vec::new(), Vec::new());
-            for (n, (cache, text)) in caches.iter_mut().zip(&texts).enumerate() {
-                if cache.len() == text.len() || draw(3) == 0 {
-                    continue;
-                }
-                let left = text.len() - cache.len();
-                // A token as in decoding, some as in a prompt, or none.
-                let count = [1, 1, 1 + draw(left), 0][draw(4)].min(left);
-                let first = cache.len();
-                turns.push((n, first));
-                parts.push(&text[first..first + count]);
-                group.push(cache);
-            }
-            let found = model.logits_batch(&parts, &mut group, last_only, &mut Pass::default()).unwrap();
-            assert_eq!(found.len(), parts.len());
-            for (((n, first), part), found) in turns.into_iter().zip(&parts).zip(found) {
-                let end = first + part.len();
-                let from = if last_only { end.saturating_sub(1).max(first) } else { first };
-                assert!(found == alone[n][from * spec.vocab..end * spec.vocab], "{seed} {n}: {spec:?}");
-            }
-        }
+        check_batches(&spec, seed, 30);
+    }
+}
+
+/// Where rows, columns and sums are cut, and tiles of attention filled.
+#[test]
+fn a_batch_of_a_wide_model_gives_each_sequence_the_bits_that_it_gets_alone() {
+    for seed in [3, 4] {
+        let mut spec = if seed == 4 { odd_spec(seed) } else { test_spec(seed) };
+        (spec.vocab, spec.hidden, spec.max_positions) = (1100, 600, 200);
+        let mlp = MlpSpec::gated(530);
+        spec.layers = vec![FfnSpec::Dense(mlp.clone()), FfnSpec::Moe(MoeSpec::plain(8, 3, mlp))];
+        spec.attention.window_layers = None;
+        check_batches(&spec, seed, 80);
     }
 }
 
