@@ -80,6 +80,11 @@ def attempt(case, cfg, seed):
     model = families.build(cfg, seed)
     if "mxfp4" in case:
         mxfp4.round_experts(model)
+    return model, *record(model, case, cfg, seed)
+
+
+def record(model, case, cfg, seed):
+    """(tensors of golden.safetensors, report) of a model; raises Unfit."""
     g = torch.Generator().manual_seed(seed + 1)
     tokens = torch.randint(2, cfg.vocab_size, (PROMPT,), generator=g)
     inputs, start, gaps = (tokens,), None, []
@@ -118,7 +123,7 @@ def attempt(case, cfg, seed):
         tensors[f"weights.{layer}"] = weights.contiguous()
         tensors[f"experts.{layer}"] = experts.int().contiguous()
     report = f"pick {pick:.1e}, order {order:.1e}, greedy {min(gaps):.1e}, largest logit {logits.abs().max():.2f}"
-    return model, tensors, report + (f", drops {drops}" if drops else "")
+    return tensors, report + (f", drops {drops}" if drops else "")
 
 
 def published_keys(folder):

@@ -18,6 +18,7 @@ use crate::tensor_files::{Files, read_json};
 use crate::text::TokenizerSource;
 use senmon_moe::Stored;
 use serde_json::Value;
+use std::collections::HashSet;
 use std::path::Path;
 
 /// A model as it lies in a folder.
@@ -141,7 +142,7 @@ pub(crate) struct Found {
 pub(crate) fn find(path: &Path, turned: bool) -> Result<Found> {
     if gguf::is_gguf(path) {
         let gguf::Opened { metadata, arch, spec, parts, files } = gguf::open(path, turned)?;
-        let unused = audit::structure_of(&parts, &files, |name| gguf::explanation(&spec, name))?;
+        let unused = audit::structure_of(&parts, &files, |name| gguf::explanation(&spec, &files, name))?;
         return Ok(Found {
             spec,
             layout: Layout::Gguf(arch),
@@ -237,8 +238,7 @@ pub fn open(folder: &Path, audit: Audit) -> Result<Opened> {
         audit::remember(&found.files);
     }
     let (weights, memory) = weights(&param_defs(&found.spec), &found.parts, &found.files)?;
-    let mut tensors: Vec<&str> = found.parts.iter().map(|part| part.tensor.as_str()).collect();
-    tensors.dedup();
+    let tensors: HashSet<&str> = found.parts.iter().map(|part| part.tensor.as_str()).collect();
     Ok(Opened {
         spec: found.spec,
         layout: found.layout,

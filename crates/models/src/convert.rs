@@ -290,6 +290,7 @@ fn into_gguf(from: &Path, found: &Found, to: &Path, types: Types, progress: &Pro
         });
         tensors[at].parts.push(part);
     }
+    let mut unfit: Vec<(ElementType, ElementType, usize)> = Vec::new();
     for tensor in &mut tensors {
         let part = tensor.first();
         let (def, cols) = (&defs[part.param], part.shape.last().copied().unwrap_or(1));
@@ -312,7 +313,17 @@ fn into_gguf(from: &Path, found: &Found, to: &Path, types: Types, progress: &Pro
         let whole = |ty: &ElementType| cols.is_multiple_of(ty.block_len());
         let fit = [chosen, ElementType::Q8_0, ElementType::F16].into_iter().find(whole);
         tensor.ty = fit.unwrap_or(ElementType::F16);
+        if tensor.ty != chosen {
+            match unfit.iter_mut().find(|(from, to, _)| (*from, *to) == (chosen, tensor.ty)) {
+                Some((.., count)) => *count += 1,
+                None => unfit.push((chosen, tensor.ty, 1)),
+            }
+        }
     }
+    let mut notes = said.notes;
+    notes.extend(unfit.iter().map(|(from, to, count)| {
+        format!("{count} matrices are {to}: their rows are no whole blocks of {from}")
+    }));
     let mut writer = Writer::new();
     let wrong = |e: senmon_gguf::GgufError| match e {
         senmon_gguf::GgufError::Write { source } => ModelError::io("write", to)(source),
@@ -388,7 +399,7 @@ fn into_gguf(from: &Path, found: &Found, to: &Path, types: Types, progress: &Pro
         tensors: tensors.len() + said.tensors.len(),
         bytes,
         types: by_type(&tensors),
-        notes: said.notes,
+        notes,
     })
 }
 

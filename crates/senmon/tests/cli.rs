@@ -16,6 +16,7 @@ const VERBS: &[&str] = &[
     "eval",
     "generate",
     "chat",
+    "convert",
     "logits",
     "inspect",
     "bench",

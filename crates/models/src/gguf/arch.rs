@@ -26,6 +26,8 @@ pub struct Arch {
     pub ffn_norm: &'static str,
     /// llama.cpp wants a head of its own, tied or not.
     pub own_head: bool,
+    /// What llama.cpp wants of attention.
+    pub wants: Wants,
     /// What else is special.
     pub special: Special,
 }
@@ -65,6 +67,22 @@ pub enum Shared {
     Count,
 }
 
+/// What llama.cpp wants of an architecture's attention, whatever the metadata say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wants {
+    /// Heads are as wide together as the residual stream.
+    pub hidden_width: bool,
+    /// As many key-value heads as heads.
+    pub all_heads: bool,
+    /// A bias on the output: there is one, or there is none; `None`: as the model has it.
+    pub out_bias: Option<bool>,
+    /// A bias on the head of the model.
+    pub head_bias: bool,
+}
+
+/// No bias on the output, and nothing else.
+const FREE: Wants = Wants { hidden_width: false, all_heads: false, out_bias: Some(false), head_bias: false };
+
 /// What few architectures have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Special {
@@ -95,18 +113,26 @@ const PLAIN: Arch = Arch {
     shared: Shared::None,
     ffn_norm: "ffn_norm",
     own_head: false,
+    wants: FREE,
     special: Special::None,
 };
 
 /// The architectures that are read and written.
 pub const ARCHS: &[Arch] = &[
-    Arch { name: "llama", families: &["mixtral", "llama", "mistral"], rope: RopeOrder::Turned, ..PLAIN },
+    Arch {
+        name: "llama",
+        families: &["mixtral", "llama", "mistral"],
+        rope: RopeOrder::Turned,
+        wants: Wants { out_bias: None, ..FREE },
+        ..PLAIN
+    },
     Arch {
         name: "olmoe",
         families: &["olmoe"],
         qk_norm: QkNorm::Full,
         normalize: false,
         own_head: true,
+        wants: Wants { hidden_width: true, all_heads: true, ..FREE },
         ..PLAIN
     },
     Arch {
@@ -115,6 +141,7 @@ pub const ARCHS: &[Arch] = &[
         normalize: false,
         shared: Shared::Width,
         own_head: true,
+        wants: Wants { hidden_width: true, ..FREE },
         ..PLAIN
     },
     Arch { name: "qwen3moe", families: &["qwen3_moe"], qk_norm: QkNorm::Head, ..PLAIN },
@@ -136,6 +163,7 @@ pub const ARCHS: &[Arch] = &[
         ffn_norm: "post_attention_norm",
         own_head: true,
         special: Special::GptOss,
+        wants: Wants { out_bias: Some(true), ..FREE },
         ..PLAIN
     },
     Arch {
@@ -145,6 +173,7 @@ pub const ARCHS: &[Arch] = &[
         scores: Scores::Picked,
         shared: Shared::Width,
         special: Special::Granite,
+        wants: Wants { out_bias: None, ..FREE },
         ..PLAIN
     },
     Arch {
@@ -153,6 +182,7 @@ pub const ARCHS: &[Arch] = &[
         scores: Scores::SparseMixer,
         own_head: true,
         special: Special::Phi,
+        wants: Wants { hidden_width: true, out_bias: Some(true), head_bias: true, ..FREE },
         ..PLAIN
     },
     Arch {
@@ -175,6 +205,7 @@ pub const ARCHS: &[Arch] = &[
         says_router: true,
         shared: Shared::Count,
         own_head: true,
+        wants: Wants { all_heads: true, ..FREE },
         ..PLAIN
     },
     Arch {
@@ -183,6 +214,7 @@ pub const ARCHS: &[Arch] = &[
         rope: RopeOrder::Neighbours,
         shared: Shared::Width,
         special: Special::Ernie,
+        wants: Wants { out_bias: None, ..FREE },
         ..PLAIN
     },
     Arch {

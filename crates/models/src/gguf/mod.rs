@@ -116,12 +116,14 @@ impl spec::Tensors for Files {
 }
 
 /// Why a tensor that is no part of the model may be there.
-pub(crate) fn explanation(spec: &ModelSpec, name: &str) -> Option<&'static str> {
+pub(crate) fn explanation(spec: &ModelSpec, files: &Files, name: &str) -> Option<&'static str> {
     if name == rope::FREQS || rope::FACTORS.contains(&name) {
         return Some("divisors of the rotary speeds, which are in the specification");
     }
     let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+    // Such a layer is known by the projection that joins its two inputs.
+    let joins = |layer: usize| files.tensors.contains_key(&format!("blk.{layer}.nextn.eh_proj.weight"));
     layer
-        .is_some_and(|layer| layer >= spec.layers.len())
+        .is_some_and(|layer| layer >= spec.layers.len() && joins(layer))
         .then_some("layers that predict further tokens, which are not run")
 }

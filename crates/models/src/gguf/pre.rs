@@ -43,7 +43,7 @@ const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]
 const PLAIN: Pre = Pre { names: &[], normal: None, cuts: &[], ignore_merges: false, begins: false };
 
 /// All that are known.
-const ALL: &[Pre] = &[
+static ALL: &[Pre] = &[
     Pre {
         names: &["gpt-2", "phi-2", "mpt", "gigachat", "mellum", "modern-bert", "exaone4", "jais", "trillion"],
         cuts: &[Gpt2],

@@ -243,3 +243,116 @@ impl<'a> Vocabulary<'a> {
         self.whole(parts, model, true)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::tokenizer_keys;
+    use crate::text::Tokenizer;
+    use senmon_gguf::{Gguf, Writer};
+
+    fn golden(name: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf/tokenizers").join(name)
+    }
+
+    fn metadata(name: &str) -> Metadata {
+        let bytes = std::fs::read(golden(&format!("{name}.gguf"))).unwrap();
+        Gguf::read(&bytes).unwrap().into_parts().0
+    }
+
+    /// What was written with keys, read again.
+    fn of_keys(keys: Vec<(String, senmon_gguf::Value)>) -> Metadata {
+        let mut writer = Writer::new();
+        for (key, value) in keys {
+            writer.set(&key, value).unwrap();
+        }
+        writer.metadata().clone()
+    }
+
+    fn check(metadata: &Metadata, name: &str) -> Value {
+        let json = json(Path::new("m.gguf"), metadata).unwrap().unwrap();
+        let tokenizer = Tokenizer::from_bytes(json.to_string()).unwrap();
+        let cases: Vec<Value> =
+            serde_json::from_slice(&std::fs::read(golden(&format!("{name}.json"))).unwrap()).unwrap();
+        assert!(cases.len() > 20);
+        for case in cases {
+            let text = case["text"].as_str().unwrap();
+            let ids: Vec<u32> =
+                case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
+            assert_eq!(tokenizer.encode(text, true).unwrap().get_ids(), ids, "{name}: {text:?}");
+            if !text.contains("<|") {
+                assert_eq!(tokenizer.decode(&ids, true).unwrap(), text, "{name}");
+            }
+        }
+        json
+    }
+
+    #[test]
+    fn ids_are_those_of_the_libraries_and_of_llama_cpp_there_and_back() {
+        for name in ["spm", "bytes"] {
+            let metadata = metadata(name);
+            let json = check(&metadata, name);
+            let tokens: &[String] = metadata.require("tokenizer.ggml.tokens").unwrap();
+            let keys = tokenizer_keys(Path::new("tokenizer.json"), &json, tokens.len() + 2).unwrap();
+            let back = of_keys(keys);
+            // Two more rows than tokens: they are filled.
+            let written: &[String] = back.require("tokenizer.ggml.tokens").unwrap();
+            assert!(written[..tokens.len()] == *tokens && written[tokens.len()].starts_with("[PAD"));
+            for key in ["model", "pre", "token_type", "add_bos_token", "bos_token_id", "merges"] {
+                let key = format!("tokenizer.ggml.{key}");
+                let cut = |metadata: &Metadata| match metadata.get(&key) {
+                    Some(senmon_gguf::Value::Array(senmon_gguf::Array::I32(kinds))) => {
+                        format!("{:?}", &kinds[..tokens.len()])
+                    }
+                    other => format!("{other:?}"),
+                };
+                assert_eq!(cut(&back), cut(&metadata), "{name} {key}");
+            }
+            check(&back, name);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_tokenizer_is_named() {
+        use senmon_gguf::Value as Key;
+        let plain = || -> Vec<(String, Key)> {
+            let key = |name: &str| format!("tokenizer.ggml.{name}");
+            vec![
+                (key("model"), "gpt2".into()),
+                (key("pre"), "gpt-2".into()),
+                (key("tokens"), vec!["a".to_owned(), "b".into(), "ab".into()].into()),
+                (key("merges"), vec!["a b".to_owned()].into()),
+            ]
+        };
+        let failing = |change: &dyn Fn(&mut Vec<(String, Key)>)| {
+            let mut keys = plain();
+            change(&mut keys);
+            let error = json(Path::new("m.gguf"), &of_keys(keys)).unwrap_err();
+            assert!(error.is_users_mistake());
+            error.to_string()
+        };
+        assert!(json(Path::new("m.gguf"), &of_keys(plain())).unwrap().is_some());
+        let text = failing(&|keys| keys[0].1 = "bert".into());
+        assert!(
+            text.contains("m.gguf") && text.contains("tokenizer.ggml.model") && text.contains("bert"),
+            "{text}"
+        );
+        let text = failing(&|keys| keys[1].1 = "quen2".into());
+        assert!(text.contains("quen2") && text.contains("qwen2"), "{text}");
+        let text = failing(&|keys| keys[3].1 = vec!["a c".to_owned()].into());
+        assert!(text.contains("merges") && text.contains("entry 0"), "{text}");
+        let text = failing(&|keys| {
+            keys.pop();
+        });
+        assert!(text.contains("merges: is missing"), "{text}");
+        let text = failing(&|keys| keys[0].1 = "llama".into());
+        assert!(text.contains("scores: is missing"), "{text}");
+        let text = failing(&|keys| keys.push(("tokenizer.ggml.token_type".into(), vec![1i32].into())));
+        assert!(text.contains("token_type") && text.contains("1 entries"), "{text}");
+        // Ids that are no tokens are not put around a text.
+        let mut keys = plain();
+        keys.push(("tokenizer.ggml.bos_token_id".into(), Key::U32(99)));
+        keys.push(("tokenizer.ggml.add_bos_token".into(), Key::Bool(true)));
+        assert!(json(Path::new("m.gguf"), &of_keys(keys)).unwrap().unwrap()["post_processor"].is_null());
+    }
+}

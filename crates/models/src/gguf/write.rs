@@ -46,7 +46,8 @@ pub(crate) fn say(spec: &ModelSpec, family: &str) -> Result<Said> {
 }
 
 fn say_as(original: &ModelSpec, arch: &'static Arch) -> std::result::Result<Said, String> {
-    let (spec, notes) = in_its_words(original, arch);
+    let (spec, mut notes) = in_its_words(original, arch);
+    wanted(&spec, arch)?;
     let rope = rope::write(&spec)?;
     let mut keys = keys(&spec, arch)?;
     keys.extend(rope.keys.into_iter().map(|(key, value)| (format!("{}.{key}", arch.name), value)));
@@ -54,7 +55,35 @@ fn say_as(original: &ModelSpec, arch: &'static Arch) -> std::result::Result<Said
     if let Some(what) = difference(&spec, &back) {
         return Err(what);
     }
+    if let RopeScaling::Yarn { beta_fast, beta_slow, .. } = spec.attention.rope.scaling
+        && (beta_fast, beta_slow) != (32.0, 1.0)
+    {
+        notes.push(format!(
+            "llama.cpp takes beta_fast 32 and beta_slow 1, the model has {beta_fast} and {beta_slow}"
+        ));
+    }
     Ok(Said { arch, spec, keys, tensors: rope.tensors, notes })
+}
+
+/// Refuses what llama.cpp would not load.
+fn wanted(spec: &ModelSpec, arch: &Arch) -> std::result::Result<(), String> {
+    let (a, wants) = (&spec.attention, &arch.wants);
+    if wants.hidden_width && a.heads * a.head_dim != spec.hidden {
+        return Err(format!(
+            "{} heads of width {} are not as wide as hidden = {}",
+            a.heads, a.head_dim, spec.hidden
+        ));
+    }
+    if wants.all_heads && a.kv_heads != a.heads {
+        return Err(format!("attention.kv_heads = {} of {} heads", a.kv_heads, a.heads));
+    }
+    if let Some(bias) = wants.out_bias.filter(|bias| *bias != a.out_bias) {
+        return Err(format!("attention.out_bias = {} (it must be {bias})", a.out_bias));
+    }
+    if wants.head_bias && !spec.head_bias {
+        return Err("head_bias = false (it must be true)".into());
+    }
+    Ok(())
 }
 
 /// The same model with what an architecture says otherwise, or not at all, as it says it.
@@ -146,9 +175,8 @@ fn keys(spec: &ModelSpec, arch: &Arch) -> std::result::Result<Vec<(String, Value
             put("attention.key_length_mla", size(a.head_dim));
             put("attention.value_length_mla", size(latent.value));
             put("attention.kv_lora_rank", size(latent.kv_rank));
-            if let Some(rank) = latent.q_rank {
-                put("attention.q_lora_rank", size(rank));
-            }
+            // Without one, llama.cpp wants the key too, but for numbers of layers that it knows.
+            put("attention.q_lora_rank", size(latent.q_rank.unwrap_or(0)));
         }
     }
     if let Some(window) = a.window {

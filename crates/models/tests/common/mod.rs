@@ -2,6 +2,8 @@
 
 #![allow(dead_code)]
 
+pub mod golden;
+
 use senmon_models::Result;
 use senmon_models::families::{FAMILIES, Json, family};
 use senmon_models::spec::ModelSpec;
