@@ -29,7 +29,8 @@ fn a_run_is_the_same_model_in_gguf_and_back() {
         String::from_utf8(output.stdout).unwrap()
     };
     let models = ["run", "m.gguf", "folder"];
-    let texts = models.map(|model| said(&format!("generate {model} --prompt router -n 30 --temperature 1 --quiet")));
+    let texts =
+        models.map(|model| said(&format!("generate {model} --prompt router -n 30 --temperature 1 --quiet")));
     assert!(texts[0].len() > 30);
     assert!(texts.iter().all(|text| *text == texts[0]), "{texts:#?}");
     let losses = models.map(|model| {
@@ -61,7 +62,9 @@ fn a_type_is_written_and_told() {
         let json: Value = serde_json::from_slice(&out).unwrap();
         assert!(json["types"][ty.to_uppercase()].as_u64().unwrap() > 5, "{json}");
         let size = fs::metadata(place.path(format!("{ty}.gguf"))).unwrap().len();
-        assert!(size > json["bytes"].as_u64().unwrap() && json["bytes"].as_u64().unwrap() > 300 * bytes_of_32);
+        assert!(
+            size > json["bytes"].as_u64().unwrap() && json["bytes"].as_u64().unwrap() > 300 * bytes_of_32
+        );
         done(place.senmon(&format!("generate {ty}.gguf --prompt fn -n 3 --quiet")));
     }
     // Rows of 32 and 16 are no blocks of 256: what was done instead is said.
