@@ -143,9 +143,9 @@ impl<'a> Source<'a> {
     /// The matrices of a part \[.., R, C\] of a parameter, as they are stored: where they lie in the file if that is the order of
     /// the parameter, else copied.
     pub fn store(&self, files: &Files, part: &Part) -> Result<Vec<StoredMatrix>> {
-        let (rows, cols) = match part.shape.as_slice() {
-            &[.., rows, cols] if part.order.keeps_rows() => (rows, cols),
-            &[.., cols, rows] => (rows, cols),
+        let (rows, cols) = match *part.shape.as_slice() {
+            [.., rows, cols] if part.order.keeps_rows() => (rows, cols),
+            [.., cols, rows] => (rows, cols),
             _ => return Err(ModelError::Internal { what: format!("{} is no matrix", part.tensor) }),
         };
         let count = part.shape.iter().rev().skip(2).product::<usize>();

@@ -93,9 +93,24 @@ pub fn check_vocab(tokenizer: &Tokenizer, spec: &ModelSpec, path: &Path) -> Resu
     Err(ModelError::File { path: path.into(), what })
 }
 
-/// The tokens of a text, without special ones added around it.
+/// The tokens of a text, without special ones around it: what a chat template wrote has them.
 pub fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let encoding = tokenizer.encode(text, false).map_err(|e| ModelError::Option {
+    encoded(tokenizer, text, false)
+}
+
+/// The tokens of a text that is to be continued: after the special ones that the tokenizer begins a text with, if it does, and without
+/// those that would end it.
+pub fn encode_prompt(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+    // An empty text does not show what is before it and what behind.
+    let shown = if text.is_empty() { "a" } else { text };
+    let (plain, whole) = (encoded(tokenizer, shown, false)?, encoded(tokenizer, shown, true)?);
+    let at = whole.windows(plain.len().max(1)).position(|window| window == plain).unwrap_or(0);
+    let text = if text.is_empty() { &[][..] } else { &plain };
+    Ok([&whole[..at], text].concat())
+}
+
+fn encoded(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<u32>> {
+    let encoding = tokenizer.encode(text, special).map_err(|e| ModelError::Option {
         what: format!("the text cannot be tokenized: {}", e.to_string().lines().next().unwrap_or_default()),
     })?;
     Ok(encoding.get_ids().to_vec())
@@ -351,6 +366,26 @@ mod tests {
         spec.vocab = 256;
         let text = check_vocab(&bytes(), &spec, &path).unwrap_err().to_string();
         assert!(text.contains("256") && text.contains("tokenizer.json"), "{text}");
+    }
+
+    #[test]
+    fn a_prompt_begins_as_the_tokenizer_begins_texts_and_does_not_end() {
+        let mut t = bytes();
+        assert_eq!(encode_prompt(&t, "ab").unwrap(), of("ab"));
+        let around: tokenizers::PostProcessorWrapper = serde_json::from_value(serde_json::json!({
+            "type": "TemplateProcessing", "pair": [{ "Sequence": { "id": "A", "type_id": 0 } }, { "Sequence": { "id": "B", "type_id": 0 } }],
+            "single": [
+                { "SpecialToken": { "id": "<|end|>", "type_id": 0 } },
+                { "Sequence": { "id": "A", "type_id": 0 } },
+                { "SpecialToken": { "id": "<|end|>", "type_id": 0 } },
+            ],
+            "special_tokens": { "<|end|>": { "id": "<|end|>", "ids": [256], "tokens": ["<|end|>"] } },
+        }))
+        .unwrap();
+        t.with_post_processor(Some(around));
+        assert_eq!(encode_prompt(&t, "ab").unwrap(), [&[256], &of("ab")[..]].concat());
+        assert_eq!(encode(&t, "ab").unwrap(), of("ab"));
+        assert_eq!(encode_prompt(&t, "").unwrap(), [256]);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 
 use senmon::models::checkpoint;
 use senmon::models::decoder::{Decoder, Pass};
-use senmon::models::text::{check_vocab, encode, load_tokenizer};
+use senmon::models::text::{check_vocab, encode};
 use senmon::moe::{Routing, RoutingObserver};
 use std::path::PathBuf;
 
@@ -29,9 +29,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let text = arguments.next().unwrap_or_else(|| "fn main() { println!(\"{}\", 1 + 2); }".into());
 
     let loaded = checkpoint::load(&model)?;
-    let path = loaded.tokenizer.ok_or("the model has no tokenizer.json")?;
-    let tokenizer = load_tokenizer(&path)?;
-    check_vocab(&tokenizer, &loaded.spec, &path)?;
+    let source = loaded.tokenizer.ok_or("the model has no tokenizer.json")?;
+    let tokenizer = source.load()?;
+    check_vocab(&tokenizer, &loaded.spec, source.path())?;
     let tokens = encode(&tokenizer, &text)?;
     if tokens.is_empty() {
         return Err("the text has no tokens".into());

@@ -87,7 +87,7 @@ fn files(path: &Path) -> Result<(Metadata, Files)> {
     let mut read = Vec::new();
     for path in split::siblings(path).map_err(|e| of_file(path, e))? {
         let map = files.map(path.clone())?;
-        read.push(Gguf::read(&(*map).as_ref()).map_err(|e| of_file(&path, e))?);
+        read.push(Gguf::read((*map).as_ref()).map_err(|e| of_file(&path, e))?);
     }
     let joined = split::join(read).map_err(|e| of_file(path, e))?;
     for (file, tensor) in joined.tensors {

@@ -8,7 +8,7 @@ use senmon_models::decoder::{Decoder, Pass};
 use senmon_models::penalties::{Penalties, log_probabilities};
 use senmon_models::sampling::Sampling;
 use senmon_models::spec::{FfnSpec, ModelSpec};
-use senmon_models::text::{TextStream, Tokenizer, TokenizerSource, check_vocab, encode};
+use senmon_models::text::{TextStream, Tokenizer, TokenizerSource, check_vocab, encode_prompt};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -41,7 +41,7 @@ pub(super) fn generate(
 ) -> Result<Generated> {
     sampling.validate()?;
     let spec = decoder.spec();
-    let mut prompt_tokens = encode(tokenizer, prompt)?;
+    let mut prompt_tokens = encode_prompt(tokenizer, prompt)?;
     if prompt_tokens.is_empty() {
         // A model begins a text after what ends one.
         prompt_tokens.extend(spec.tokens.bos.or(spec.tokens.eos.first().copied()).or(Some(0)));
