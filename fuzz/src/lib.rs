@@ -9,6 +9,10 @@
 //! written to a file whose path is in the panic; put into `regressions/TARGET` it is tried first from then
 //! on.
 
+mod json;
+
+pub use json::Documents;
+
 use std::collections::HashSet;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};

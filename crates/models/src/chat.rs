@@ -47,6 +47,11 @@ struct Values {
     add_generation_prompt: bool,
 }
 
+/// The work that a template may do for one conversation: an instruction each, and 64 bytes of what it makes. So no template goes
+/// on for ever, and none makes more than 256 MiB.
+const FUEL: u64 = 4 << 20;
+/// Macros within macros, and the like, of a template.
+const MAX_RECURSION: usize = 100;
 /// Name of the template within its environment.
 const NAME: &str = "chat";
 
@@ -63,6 +68,8 @@ impl ChatTemplate {
         // As transformers sets Jinja up.
         let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
         environment.set_syntax(syntax.map_err(|e| broken(path, &e))?);
+        environment.set_fuel(Some(FUEL));
+        environment.set_recursion_limit(MAX_RECURSION);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", |message: String| -> std::result::Result<Jinja, _> {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
@@ -210,6 +217,28 @@ You help.<|im_end|>
         let text =
             ChatTemplate::new(Path::new("t.jinja"), "{% if %}".into(), Map::new()).unwrap_err().to_string();
         assert!(text.contains("t.jinja") && !text.contains('\n'), "{text}");
+    }
+
+    #[test]
+    fn a_template_that_would_not_end_ends() {
+        let doubles = "{% set n = namespace(s='aaaaaaaa') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}";
+        for hostile in [
+            doubles,
+            "{% for i in range(99999) %}{% for j in range(99999) %}{{ j }}{% endfor %}{% endfor %}",
+            "{% macro m() %}{{ m() }}{{ m() }}{% endmacro %}{{ m() }}",
+            "{% for m in messages recursive %}{{ loop(messages) }}{% endfor %}",
+            "{{ 'a' * 9999999999 }}",
+            "{{ ('a' * 9999999).replace('a', 'a' * 9999999) }}",
+            "{{ '%B' * 99999 | length }}{{ strftime_now('%B' * 9999999) | length }}{{ ('b' * 9999999) | center(9999999999) }}",
+        ] {
+            let start = std::time::Instant::now();
+            let error = template(hostile).render(&[Message::new("user", "x")], true).unwrap_err().to_string();
+            assert!(error.contains("t.jinja") && error.lines().count() == 1, "{error}");
+            assert!(start.elapsed().as_secs() < 10, "{hostile}");
+        }
+        // A long conversation is far from that.
+        let talk = vec![Message::new("user", "word ".repeat(500)); 1000];
+        assert!(template(CHATML).render(&talk, true).unwrap().len() > 2_400_000);
     }
 
     #[test]

@@ -65,22 +65,23 @@ pub struct LayerDescription {
 
 /// Describes a model.
 pub fn describe(spec: &ModelSpec, family: &str) -> Description {
-    let defs = param_defs(spec);
-    let of_layer = |l: usize| {
-        let prefix = format!("layers.{l}.");
-        defs.iter().filter(move |def| def.name.starts_with(&prefix))
-    };
+    // Of each layer: all parameters, and those of experts.
+    let mut sums = vec![[0, 0]; spec.layers.len()];
+    for def in param_defs(spec) {
+        let of_layer = def.name.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
+        let Some((layer, part)) = of_layer else { continue };
+        if let Some([all, experts]) = layer.parse().ok().and_then(|layer: usize| sums.get_mut(layer)) {
+            *all += def.len() as u64;
+            *experts += if part.starts_with("experts.") { def.len() as u64 } else { 0 };
+        }
+    }
     let a = &spec.attention;
     let layers: Vec<LayerDescription> = spec
         .layers
         .iter()
         .enumerate()
         .map(|(layer, ffn)| {
-            let parameters: u64 = of_layer(layer).map(|def| def.len() as u64).sum();
-            let experts: u64 = of_layer(layer)
-                .filter(|def| def.name.contains(".experts."))
-                .map(|def| def.len() as u64)
-                .sum();
+            let [parameters, experts] = sums[layer];
             match ffn {
                 FfnSpec::Dense(mlp) => LayerDescription {
                     layer,
@@ -110,7 +111,7 @@ pub fn describe(spec: &ModelSpec, family: &str) -> Description {
         })
         .collect();
     let counts = spec.counts();
-    let cache_bytes_per_token = 4 * (spec.layers.len() * a.cached()) as u64;
+    let cache_bytes_per_token = 4 * spec.layers.len() as u64 * a.cached() as u64;
     let flops_context = spec.max_positions.min(2048);
     let mut attention = format!("{} heads, {} key-value heads, width {}", a.heads, a.kv_heads, a.head_dim);
     match a.qk_norm {
@@ -133,7 +134,9 @@ pub fn describe(spec: &ModelSpec, family: &str) -> Description {
         parameters: counts.total,
         active_parameters: counts.active,
         bytes: counts.bytes,
-        bytes_at_full_context: counts.bytes + cache_bytes_per_token * spec.max_positions as u64,
+        bytes_at_full_context: cache_bytes_per_token
+            .saturating_mul(spec.max_positions as u64)
+            .saturating_add(counts.bytes),
         flops_per_token: spec.flops_per_token(flops_context),
         flops_context,
         cache_bytes_per_token,

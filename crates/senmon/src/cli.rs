@@ -122,7 +122,7 @@ pub struct TrainArgs {
     /// End after so many tokens (500k, 20M, ...)
     #[arg(long, value_name = "N")]
     pub tokens: Option<String>,
-    /// Start from a model: a folder in Hugging Face layout
+    /// Start from a model: a folder, a .gguf file, or owner/name of the Hugging Face hub
     #[arg(long, value_name = "MODEL", conflicts_with = "resume")]
     pub init: Option<PathBuf>,
     /// Train on just these batches, in order: tensor `tokens` [N, B, S+1] of a safetensors file
@@ -148,7 +148,7 @@ pub struct TrainArgs {
 /// Which model, and how well it is looked at before it is used.
 #[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
-    /// A folder with a model
+    /// A folder, a .gguf file, or a name of the Hugging Face hub: owner/name, owner/name@revision, owner/name:Q4_K_M
     pub model: PathBuf,
     /// What is checked: full, every value (else only at the first use of a model); structure, names, shapes and types
     #[arg(long, value_name = "HOW", value_enum)]

@@ -1,6 +1,7 @@
 //! How a command fails: one line, and 2 where the user can put it right, 130 where the user ended it, 1 otherwise.
 
 use senmon_data::DataError;
+use senmon_hub::HubError;
 use senmon_insight::InsightError;
 use senmon_models::ModelError;
 use senmon_moe::MoeError;
@@ -69,6 +70,11 @@ impl Blame for DataError {
             DataError::Cancelled => INTERRUPTED,
             e => users(e.is_users_mistake()),
         }
+    }
+}
+impl Blame for HubError {
+    fn code(&self) -> u8 {
+        users(self.is_users_mistake())
     }
 }
 impl Blame for ModelError {

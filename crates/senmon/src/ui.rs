@@ -2,6 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use senmon_data::Progress;
+use senmon_models::inspect::short;
 use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -67,6 +68,54 @@ impl ByteProgress {
     pub fn done(&self) {
         if let Some(bar) = &self.0 {
             bar.finish_and_clear();
+        }
+    }
+}
+
+/// Shows downloads: a bar for each file on a terminal, a line elsewhere.
+pub struct HubProgress {
+    quiet: bool,
+    file: Mutex<Option<(String, ByteProgress)>>,
+}
+
+impl HubProgress {
+    /// Nothing is shown when `quiet`.
+    pub fn new(quiet: bool) -> Self {
+        Self { quiet, file: Mutex::default() }
+    }
+
+    /// Takes the bar away.
+    pub fn done(&self) {
+        if let Some((_, bar)) = self.file.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            bar.done();
+        }
+    }
+}
+
+impl senmon_hub::Progress for HubProgress {
+    fn at(&self, file: &str, done: u64, total: u64) {
+        if self.quiet {
+            return;
+        }
+        let mut shown = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        if shown.as_ref().is_none_or(|(name, _)| name != file) {
+            if let Some((_, bar)) = shown.take() {
+                bar.done();
+            }
+            if !on_terminal() {
+                eprintln!("downloading {file}, {}B", short(total));
+            }
+            *shown = Some((file.to_owned(), ByteProgress::new(self.quiet, file)));
+        }
+        if let Some((_, bar)) = &*shown {
+            bar.at(done, total);
+        }
+    }
+
+    fn note(&self, text: &str) {
+        if !self.quiet {
+            self.done();
+            eprintln!("note: {text}");
         }
     }
 }

@@ -47,7 +47,7 @@ pub fn open(folder: &Path, audit: Audit) -> Result<Opened> {
     let path = folder.join("config.json");
     let json = Json::new(&path, read_json(&path)?)?;
     let files = Files::open(folder)?;
-    let mut spec = config::read(&json)?;
+    let (mut spec, upcycled) = (config::read(&json)?, json.bool_or("upcycled", false)?);
     // A head, or embeddings, of their own go before the shared ones, as in transformers.
     spec.own_head |= parts::has_own(&spec, &files, "lm_head.weight")?;
     spec.own_tables = [
@@ -58,7 +58,9 @@ pub fn open(folder: &Path, audit: Audit) -> Result<Opened> {
     audit::structure_of(&parts, &files, |name| parts::explanation(&spec, name))?;
     if audit == Audit::Full || audit == Audit::Once && !audit::passed(&files) {
         audit::finite_all(&parts, &files)?;
-        audit::twins(&defs, &parts, &files, &parts::of_experts)?;
+        if !upcycled {
+            audit::twins(&defs, &parts, &files, &parts::of_experts)?;
+        }
         audit::remember(&files);
     }
     let (weights, _) = weights(&defs, &parts, &files)?;

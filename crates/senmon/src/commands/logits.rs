@@ -8,9 +8,8 @@ use safetensors::tensor::{Dtype, TensorView};
 use senmon_insight::Recorder;
 use senmon_models::audit::Audit;
 use senmon_models::decoder::{Decoder, Pass};
-use senmon_models::text::load_tokenizer;
+use senmon_models::text::TokenizerSource;
 use senmon_models::{files, seq2seq};
-use std::path::PathBuf;
 
 /// The logits, of how many tokens they are, and what the routers did.
 struct Found {
@@ -60,9 +59,9 @@ fn finish(
     args: &LogitsArgs,
     recorder: Option<Recorder>,
     routers: &Routers,
-    tokenizer: Option<PathBuf>,
+    tokenizer: Option<TokenizerSource>,
 ) -> Result<Option<Shown>> {
-    let tokenizer = tokenizer.filter(|_| recorder.is_some()).map(|path| load_tokenizer(&path)).transpose()?;
+    let tokenizer = tokenizer.filter(|_| recorder.is_some()).map(|from| from.load()).transpose()?;
     let (folder, in_json) = (&args.from.model, args.common.json);
     routing::finish(&args.routing, recorder, routers, folder, tokenizer.as_ref(), in_json)
 }

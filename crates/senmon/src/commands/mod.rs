@@ -5,6 +5,7 @@ mod chat;
 mod convert;
 mod eval;
 mod generate;
+mod hub;
 mod inspect;
 mod logits;
 mod options;
@@ -13,7 +14,7 @@ mod routing;
 mod text;
 mod train;
 
-use crate::cli::{Bench, Cli, Command, Common};
+use crate::cli::{Bench, Cli, Command, Common, ModelArgs};
 use crate::failure::{Failure, Result};
 use clap::CommandFactory;
 use senmon_kernels::simd::Level;
@@ -29,12 +30,17 @@ pub fn run(cli: Cli) -> Result<()> {
     }
     match cli.command {
         Command::Train(args) => train::run(*args),
-        Command::Eval(args) => on_pool(&args.common.clone(), || eval::run(args)),
-        Command::Chat(args) => on_threads(args.threads.unwrap_or(0), || chat::run(args))?,
-        Command::Generate(args) => on_pool(&args.common.clone(), || generate::run(args)),
-        Command::Convert(args) => on_pool(&args.common.clone(), || convert::run(args)),
-        Command::Logits(args) => on_pool(&args.common.clone(), || logits::run(args)),
-        Command::Inspect(args) => on_pool(&args.common.clone(), || inspect::run(args)),
+        Command::Eval(args) => on_model(args, |args| (&mut args.from, &args.common), eval::run),
+        Command::Chat(mut args) => {
+            hub::find(&mut args.options.from.model, args.quiet)?;
+            on_threads(args.threads.unwrap_or(0), || chat::run(args))?
+        }
+        Command::Generate(args) => {
+            on_model(args, |args| (&mut args.options.from, &args.common), generate::run)
+        }
+        Command::Convert(args) => on_model(args, |args| (&mut args.from, &args.common), convert::run),
+        Command::Logits(args) => on_model(args, |args| (&mut args.from, &args.common), logits::run),
+        Command::Inspect(args) => on_model(args, |args| (&mut args.from, &args.common), inspect::run),
         Command::Bench(Bench::Layer(args)) => on_pool(&args.common.clone(), || bench::layer(args)),
         Command::Bench(Bench::Train(args)) => on_pool(&args.common.clone(), || bench::train(args)),
         Command::Completions { shell } => {
@@ -82,6 +88,18 @@ fn on_threads<R: Send>(threads: usize, work: impl FnOnce() -> R + Send) -> Resul
 
 fn on_pool(common: &Common, work: impl FnOnce() -> Result<()> + Send) -> Result<()> {
     on_threads(common.threads.unwrap_or(0), work)?
+}
+
+/// Finds the model that a command is about, then runs it on a pool.
+fn on_model<A: Send>(
+    mut args: A,
+    parts: impl FnOnce(&mut A) -> (&mut ModelArgs, &Common),
+    work: impl FnOnce(A) -> Result<()> + Send,
+) -> Result<()> {
+    let (from, common) = parts(&mut args);
+    let common = common.clone();
+    hub::find(&mut from.model, common.quiet)?;
+    on_pool(&common, || work(args))
 }
 
 /// A result, to standard output; a reader that went away is no failure.

@@ -29,7 +29,10 @@ use std::time::Duration;
 /// Steps that the load in the last table is averaged over.
 const LOAD_STEPS: usize = 50;
 
-pub(super) fn run(args: TrainArgs) -> Result<()> {
+pub(super) fn run(mut args: TrainArgs) -> Result<()> {
+    if let Some(init) = &mut args.init {
+        super::hub::find(init, args.common.quiet)?;
+    }
     crate::ui::catch_interrupts();
     if args.resume {
         let folder = RunFolder::resume(&args.out)?;
