@@ -268,13 +268,14 @@ pub struct SpecialTokens {
 /// Greatest size of anything in a specification: what is greater is a broken file, not a model.
 pub(crate) const LIMIT: usize = 1 << 24;
 /// Greatest number of layers.
-const MAX_LAYERS: usize = 10_000;
+pub(crate) const MAX_LAYERS: usize = 10_000;
 /// Greatest number of experts in a layer: a routing trace keeps an expert in 16 bits, and 65535 is an empty slot.
-const MAX_EXPERTS: usize = 65_534;
-/// Greatest number of experts in all layers: each is three tensors of a checkpoint, listed one by one.
-const MAX_EXPERTS_IN_ALL: usize = 1 << 22;
+pub(crate) const MAX_EXPERTS: usize = 65_534;
+/// Greatest number of experts in all layers: each is three tensors of a checkpoint, listed one by one before the first is looked
+/// for.
+pub(crate) const MAX_EXPERTS_IN_ALL: usize = 1 << 17;
 /// Greatest number of parameters: sizes in bytes stay far from overflow.
-const MAX_PARAMETERS: u128 = 1 << 45;
+pub(crate) const MAX_PARAMETERS: u128 = 1 << 45;
 
 impl ModelSpec {
     /// RMSNorm with ε = 1e-6 before each block, a head of its own, no factors, 2048 positions, no special tokens.

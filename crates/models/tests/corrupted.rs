@@ -526,3 +526,31 @@ fn a_configuration_that_lies_is_refused_by_a_name() {
         }
     }
 }
+
+/// Listing the tensors of such a model would take longer than any disk, and more memory than there is.
+#[test]
+fn more_experts_than_a_file_can_list_are_refused_at_once() {
+    for model in models().filter(|model| model.layout.each.is_some()) {
+        let mut model = model;
+        let [experts, layers, ..] = model.layout.keys;
+        model.config[experts] = json!(4096);
+        model.config[layers] = json!(4096);
+        for step in ["encoder_sparse_step", "decoder_sparse_step"] {
+            if model.config.get(step).is_some() {
+                model.config[step] = json!(1);
+            }
+        }
+        let start = std::time::Instant::now();
+        model.refused(&["experts", "131072"]);
+        assert!(start.elapsed().as_secs() < 5);
+    }
+}
+
+#[test]
+fn sizes_of_an_encoder_decoder_that_overflow_are_refused() {
+    let mut model = models().find(|model| model.layout.golden.starts_with("switch")).unwrap();
+    for key in ["d_model", "num_heads", "d_kv", "d_ff", "vocab_size"] {
+        model.config[key] = json!(1 << 24);
+    }
+    model.refused(&["config.json", "parameters"]);
+}

@@ -2,7 +2,9 @@
 
 use crate::error::Result;
 use crate::families::Json;
-use crate::spec::{MlpSpec, SpecialTokens};
+use crate::spec::{
+    LIMIT, MAX_EXPERTS, MAX_EXPERTS_IN_ALL, MAX_LAYERS, MAX_PARAMETERS, MlpSpec, SpecialTokens,
+};
 
 /// An encoder-decoder.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,14 +60,16 @@ pub(super) fn read(json: &Json) -> Result<Seq2SeqSpec> {
     let switch = json.text("model_type")? == Some("switch_transformers");
     let size = |key: &str, default: usize| -> Result<usize> {
         match json.maybe_usize(key)?.unwrap_or(default) {
-            0 => Err(json.error(format!("{key} = 0 must be 1 or more"))),
-            size => Ok(size),
+            size @ 1..=LIMIT => Ok(size),
+            size => Err(json.error(format!("{key} = {size} is not from 1 to {LIMIT}"))),
         }
     };
     let layers = size("num_layers", if switch { 12 } else { 6 })?;
     let decoder_layers = size("num_decoder_layers", layers)?;
-    if layers.max(decoder_layers) > 10_000 {
-        return Err(json.error(format!("num_layers = {layers} is not from 1 to 10000")));
+    for (key, layers) in [("num_layers", layers), ("num_decoder_layers", decoder_layers)] {
+        if layers > MAX_LAYERS {
+            return Err(json.error(format!("{key} = {layers} is not from 1 to {MAX_LAYERS}")));
+        }
     }
     let (act, gated) = match switch {
         true => (json.text("dense_act_fn")?.unwrap_or("relu").to_owned(), false),
@@ -88,8 +92,14 @@ pub(super) fn read(json: &Json) -> Result<Seq2SeqSpec> {
         Ok(StackSpec { sparse: (0..layers).map(is_sparse).collect() })
     };
     let experts = if switch { size("num_experts", 8)? } else { 0 };
-    if experts > 65_534 {
-        return Err(json.error(format!("num_experts = {experts} is not from 1 to 65534")));
+    if experts > MAX_EXPERTS {
+        return Err(json.error(format!("num_experts = {experts} is not from 1 to {MAX_EXPERTS}")));
+    }
+    let (encoder, decoder) = (stack(layers, "encoder")?, stack(decoder_layers, "decoder")?);
+    let sparse = encoder.sparse.iter().chain(&decoder.sparse).filter(|sparse| **sparse).count();
+    if sparse * experts > MAX_EXPERTS_IN_ALL {
+        let expected = format!("{sparse} layers have more than {MAX_EXPERTS_IN_ALL} together");
+        return Err(json.error(format!("num_experts = {experts}: {expected}")));
     }
     json.expect_text("router_dtype", &["float32"])?;
     let tied = json.bool_or("tie_word_embeddings", true)?;
@@ -111,11 +121,8 @@ pub(super) fn read(json: &Json) -> Result<Seq2SeqSpec> {
             buckets / 2
         )));
     }
-    let mlp = MlpSpec { intermediate: json.usize("d_ff")?, activation, gated, bias: false };
-    if mlp.intermediate == 0 {
-        return Err(json.error("d_ff = 0 must be 1 or more"));
-    }
-    Ok(Seq2SeqSpec {
+    let mlp = MlpSpec { intermediate: size("d_ff", json.usize("d_ff")?)?, activation, gated, bias: false };
+    let spec = Seq2SeqSpec {
         vocab: size("vocab_size", 32_128)?,
         hidden: size("d_model", if switch { 768 } else { 512 })?,
         heads: size("num_heads", if switch { 12 } else { 8 })?,
@@ -124,8 +131,8 @@ pub(super) fn read(json: &Json) -> Result<Seq2SeqSpec> {
         max_distance,
         norm_eps,
         mlp,
-        encoder: stack(layers, "encoder")?,
-        decoder: stack(decoder_layers, "decoder")?,
+        encoder,
+        decoder,
         experts,
         capacity: if switch { size("expert_capacity", 64)? } else { 0 },
         router_bias: switch && json.bool_or("router_bias", false)?,
@@ -135,5 +142,21 @@ pub(super) fn read(json: &Json) -> Result<Seq2SeqSpec> {
         start,
         tokens: SpecialTokens { bos: None, eos: json.tokens("eos_token_id")?, pad },
         switch,
-    })
+    };
+    if spec.most_parameters() > MAX_PARAMETERS {
+        return Err(json.error(format!("describes a model of more than {MAX_PARAMETERS} parameters")));
+    }
+    Ok(spec)
+}
+
+impl Seq2SeqSpec {
+    /// No fewer parameters than the matrices have; no factor is large enough for an overflow.
+    fn most_parameters(&self) -> u128 {
+        let wide = |n: usize| n as u128 * self.hidden as u128;
+        let attention = 8 * wide(self.heads) * self.head_dim as u128 + (self.buckets * self.heads) as u128;
+        let ffn =
+            |sparse: &bool| if *sparse { self.experts as u128 } else { 1 } * 3 * wide(self.mlp.intermediate);
+        let layers = self.encoder.sparse.iter().chain(&self.decoder.sparse);
+        layers.map(|sparse| attention + ffn(sparse)).sum::<u128>() + 4 * wide(self.vocab)
+    }
 }
