@@ -119,7 +119,7 @@ pub(crate) struct Found {
     pub tokenizer: Option<TokenizerSource>,
     pub generation: GenerationDefaults,
     unused: Vec<(String, &'static str)>,
-    upcycled: bool,
+    pub upcycled: bool,
 }
 
 /// Finds the model at a path. With `turned`, a GGUF model's rows of queries and keys are left in the order of the file, where
@@ -133,11 +133,11 @@ pub(crate) fn find(path: &Path, turned: bool) -> Result<Found> {
             layout: Layout::Gguf(arch),
             parts,
             files,
+            upcycled: gguf::upcycled(path, &metadata)?,
             tokenizer: gguf::has_tokenizer(&metadata)
                 .then(|| TokenizerSource::Gguf { path: path.into(), metadata }),
             generation: GenerationDefaults::default(),
             unused,
-            upcycled: false,
         });
     }
     let json = config(path)?;

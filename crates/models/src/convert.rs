@@ -15,8 +15,9 @@ use crate::save::{SHARD, generation_config, write_json, write_weights};
 use crate::sources::{Source, source};
 use crate::text::TokenizerSource;
 use rayon::prelude::*;
-use senmon_gguf::{Value as Key, Writer};
+use senmon_gguf::{Value as Key, Writer, split};
 use senmon_kernels::blocks::{ElementType, quantize};
+use senmon_kernels::elements::Matrix;
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::io::{self, Write};
@@ -25,10 +26,11 @@ use std::path::{Path, PathBuf};
 /// The types that a model is written in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Types {
-    /// Those that it has. In a folder, what is in blocks becomes the narrowest float that holds it: bf16 for MXFP4, else f32.
+    /// Those that it has, but that blocks which lie in another order are decoded (DeepSeek's keys in GGUF). In a folder, what is in blocks becomes the narrowest float that holds it: bf16 for MXFP4, else f32.
     #[default]
     Keep,
-    /// Matrices in this type; f16 where rows are no whole blocks of it. In a folder only floats.
+    /// Matrices in this type, the head in Q6_K where that is Q4_K; Q8_0, or else F16, where rows are no whole blocks of it. Norms, biases and
+    /// routers are F32 in GGUF. In a folder only floats, and what is no matrix stays as it is.
     Matrices(ElementType),
 }
 
@@ -107,12 +109,6 @@ impl Tensor<'_> {
 
     fn elements(&self) -> usize {
         self.parts.iter().map(|part| part.len()).sum()
-    }
-
-    /// Its whole shape.
-    fn shape(&self) -> Vec<usize> {
-        let part = self.first();
-        part.stack.iter().map(|(_, count)| *count).chain(part.shape.iter().copied()).collect()
     }
 }
 
@@ -215,15 +211,14 @@ impl<'a> Params<'a> {
                 });
             }
             weight => {
-                let all;
+                let decoded;
                 let values: &[f32] = match weight {
-                    Weight::Values(values) => values,
+                    Weight::Values(values) => &values[part.offset..][..part.len()],
                     Weight::Stored(stored) => {
-                        all = stored.values();
-                        &all
+                        decoded = rows(&stored.matrices(), def, part);
+                        &decoded
                     }
                 };
-                let values = &values[part.offset..][..part.len()];
                 let mut in_file = vec![0.0; values.len()];
                 part.order.write(&part.shape, values, &mut in_file);
                 quantize(ty, &in_file, &mut bytes);
@@ -231,6 +226,22 @@ impl<'a> Params<'a> {
         }
         out.write_all(&bytes).map_err(ModelError::io("write", PathBuf::new()))
     }
+}
+
+/// The decoded rows of a part.
+fn rows(matrices: &[Matrix], def: &ParamDef, part: &Part) -> Vec<f32> {
+    let cols = def.shape.last().copied().unwrap_or(1).max(1);
+    let (first, mut values) = (part.offset / cols, vec![0.0; part.len()]);
+    let mut start = 0;
+    for matrix in matrices {
+        for (n, out) in values.chunks_exact_mut(cols).enumerate() {
+            if let Some(row) = (first + n).checked_sub(start).filter(|row| *row < matrix.rows) {
+                matrix.row(row, out);
+            }
+        }
+        start += matrix.rows;
+    }
+    values
 }
 
 /// Counts bytes, and ends when it is told to.
@@ -278,7 +289,15 @@ fn into_gguf(from: &Path, found: &Found, to: &Path, types: Types, progress: &Pro
         Layout::Folder(family) => family.name,
         Layout::Gguf(arch) => arch.families[0],
     };
-    let said = gguf::say(&found.spec, family)?;
+    if let Some((_, number, count)) = to.file_name().and_then(|n| n.to_str()).and_then(split::parse_name) {
+        let what =
+            format!("is the name of file {} of {count} of a split model: one file is written", number + 1);
+        return Err(ModelError::File { path: to.into(), what });
+    }
+    let mut spec = found.spec.clone();
+    // Chat models often say only beside the model what ends a turn.
+    spec.tokens.eos.extend(&found.generation.eos);
+    let said = gguf::say(&spec, family)?;
     let (defs, parts) = (param_defs(&said.spec), gguf::parts(&said.spec, said.arch));
     let mut params = Params::new(found, &defs)?;
     let mut tensors: Vec<Tensor> = Vec::new();
@@ -334,6 +353,9 @@ fn into_gguf(from: &Path, found: &Found, to: &Path, types: Types, progress: &Pro
         Some(_) => Ok(()),
     };
     set("general.architecture", said.arch.name.into())?;
+    if found.upcycled {
+        set(gguf::UPCYCLED, Key::Bool(true))?;
+    }
     set("general.type", "model".into())?;
     if let Some(name) =
         from.canonicalize().ok().as_deref().unwrap_or(from).file_stem().and_then(|s| s.to_str())
@@ -373,7 +395,7 @@ fn into_gguf(from: &Path, found: &Found, to: &Path, types: Types, progress: &Pro
         writer.tensor(name, &[values.len()], ElementType::F32).map_err(wrong)?;
     }
     for tensor in &tensors {
-        writer.tensor(&tensor.first().tensor, &tensor.shape(), tensor.ty).map_err(wrong)?;
+        writer.tensor(&tensor.first().tensor, &tensor.first().whole_shape(), tensor.ty).map_err(wrong)?;
     }
     let bytes = bytes_of(&tensors);
     let mut meter = Meter { done: 0, total: bytes, progress };
@@ -465,6 +487,9 @@ fn into_folder(
     let most = ElementType::ALL.into_iter().max_by_key(|ty| {
         tensors.iter().filter(|tensor| tensor.ty == *ty).map(Tensor::elements).sum::<usize>()
     });
+    if found.upcycled {
+        config["upcycled"] = true.into();
+    }
     config["dtype"] = match most {
         Some(ElementType::Bf16) => "bfloat16".into(),
         Some(ElementType::F16) => "float16".into(),
@@ -505,9 +530,10 @@ fn into_folder(
         write_json(&generation, &generation_config(&found.spec))?;
     }
     write_json(&work.path().join("config.json"), &config)?;
-    let work = work.keep();
-    readable(&work);
-    std::fs::rename(&work, to).map_err(ModelError::io("write", to))?;
+    readable(work.path());
+    std::fs::rename(work.path(), to).map_err(ModelError::io("write", to))?;
+    // It has another name now, under which nothing removes it.
+    let _ = work.keep();
     Ok(Report {
         layout: family.name.into(),
         tensors: tensors.len(),

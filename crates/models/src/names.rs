@@ -34,6 +34,11 @@ impl Part {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// The shape of the whole tensor in the file.
+    pub fn whole_shape(&self) -> Vec<usize> {
+        self.stack.iter().map(|(_, count)| *count).chain(self.shape.iter().copied()).collect()
+    }
 }
 
 /// How the elements of a tensor in a file lie, compared with the parameter.

@@ -47,9 +47,7 @@ pub(crate) fn source<'a>(files: &'a Files, part: &Part) -> Result<(Source<'a>, V
         false => Err(files.refuse(name, format!("its type is {}, not {}", entry.dtype.name(), dtype.name()))),
     };
     if let Some(entry) = get(&part.tensor) {
-        let stacked: Vec<usize> =
-            part.stack.iter().map(|(_, count)| *count).chain(part.shape.clone()).collect();
-        same(&part.tensor, entry, &stacked)?;
+        same(&part.tensor, entry, &part.whole_shape())?;
         return match (entry.dtype, get(&fp8)) {
             (Dtype::Element(ty), None) => {
                 let mut entry = entry.clone();

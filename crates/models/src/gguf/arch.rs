@@ -18,7 +18,8 @@ pub struct Arch {
     pub scores: Scores,
     /// Weights of the picked experts are divided by their sum, where the file does not say.
     pub normalize: bool,
-    /// llama.cpp looks for what the file says of scores, weights and groups; else it is always as above.
+    /// llama.cpp looks for what the file says of scores, weights and groups, and it is written. What another file says is read, and
+    /// llama.cpp would take it as above.
     pub says_router: bool,
     /// The shared experts.
     pub shared: Shared,
@@ -26,7 +27,7 @@ pub struct Arch {
     pub ffn_norm: &'static str,
     /// llama.cpp wants a head of its own, tied or not.
     pub own_head: bool,
-    /// What llama.cpp wants of attention.
+    /// What llama.cpp wants besides.
     pub wants: Wants,
     /// What else is special.
     pub special: Special,
@@ -67,7 +68,7 @@ pub enum Shared {
     Count,
 }
 
-/// What llama.cpp wants of an architecture's attention, whatever the metadata say.
+/// What llama.cpp wants of an architecture, whatever the metadata say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wants {
     /// Heads are as wide together as the residual stream.
@@ -78,10 +79,24 @@ pub struct Wants {
     pub out_bias: Option<bool>,
     /// A bias on the head of the model.
     pub head_bias: bool,
+    /// Experts in every layer.
+    pub all_moe: bool,
+    /// Shared experts.
+    pub shared: bool,
+    /// It takes a factor on the scores of attention.
+    pub scale: bool,
 }
 
 /// No bias on the output, and nothing else.
-const FREE: Wants = Wants { hidden_width: false, all_heads: false, out_bias: Some(false), head_bias: false };
+const FREE: Wants = Wants {
+    hidden_width: false,
+    all_heads: false,
+    out_bias: Some(false),
+    head_bias: false,
+    all_moe: false,
+    shared: false,
+    scale: false,
+};
 
 /// What few architectures have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,7 +138,7 @@ pub const ARCHS: &[Arch] = &[
         name: "llama",
         families: &["mixtral", "llama", "mistral"],
         rope: RopeOrder::Turned,
-        wants: Wants { out_bias: None, ..FREE },
+        wants: Wants { out_bias: None, scale: true, ..FREE },
         ..PLAIN
     },
     Arch {
@@ -132,7 +147,7 @@ pub const ARCHS: &[Arch] = &[
         qk_norm: QkNorm::Full,
         normalize: false,
         own_head: true,
-        wants: Wants { hidden_width: true, all_heads: true, ..FREE },
+        wants: Wants { hidden_width: true, all_heads: true, all_moe: true, ..FREE },
         ..PLAIN
     },
     Arch {
@@ -141,10 +156,16 @@ pub const ARCHS: &[Arch] = &[
         normalize: false,
         shared: Shared::Width,
         own_head: true,
-        wants: Wants { hidden_width: true, ..FREE },
+        wants: Wants { hidden_width: true, all_moe: true, shared: true, ..FREE },
         ..PLAIN
     },
-    Arch { name: "qwen3moe", families: &["qwen3_moe"], qk_norm: QkNorm::Head, ..PLAIN },
+    Arch {
+        name: "qwen3moe",
+        families: &["qwen3_moe"],
+        qk_norm: QkNorm::Head,
+        wants: Wants { all_moe: true, ..FREE },
+        ..PLAIN
+    },
     Arch { name: "qwen3", families: &["qwen3"], qk_norm: QkNorm::Head, special: Special::Dense, ..PLAIN },
     Arch {
         name: "deepseek2",
@@ -173,7 +194,7 @@ pub const ARCHS: &[Arch] = &[
         scores: Scores::Picked,
         shared: Shared::Width,
         special: Special::Granite,
-        wants: Wants { out_bias: None, ..FREE },
+        wants: Wants { out_bias: None, scale: true, ..FREE },
         ..PLAIN
     },
     Arch {
@@ -222,6 +243,7 @@ pub const ARCHS: &[Arch] = &[
         families: &["hunyuan_v1_moe"],
         qk_norm: QkNorm::HeadAfter,
         shared: Shared::Width,
+        wants: Wants { all_moe: true, shared: true, ..FREE },
         ..PLAIN
     },
     Arch {
@@ -230,6 +252,7 @@ pub const ARCHS: &[Arch] = &[
         qk_norm: QkNorm::Full,
         scores: Scores::Sigmoid,
         own_head: true,
+        wants: Wants { all_moe: true, ..FREE },
         ..PLAIN
     },
 ];

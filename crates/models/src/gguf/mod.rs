@@ -56,6 +56,14 @@ pub(crate) fn open(path: &Path, turned: bool) -> Result<Opened> {
     Ok(Opened { metadata: Arc::new(metadata), arch, spec, parts, files })
 }
 
+/// The key that says that equal experts are meant.
+pub(crate) const UPCYCLED: &str = "senmon.upcycled";
+
+/// The model was upcycled: its experts may be equal.
+pub(crate) fn upcycled(path: &Path, metadata: &Metadata) -> Result<bool> {
+    Ok(metadata.find(UPCYCLED).map_err(|e| of_file(path, e))?.unwrap_or(false))
+}
+
 /// The file has a tokenizer.
 pub(crate) fn has_tokenizer(metadata: &Metadata) -> bool {
     metadata.get("tokenizer.ggml.tokens").is_some()
@@ -64,7 +72,8 @@ pub(crate) fn has_tokenizer(metadata: &Metadata) -> bool {
 /// The metadata of a file as bytes, and its tensors.
 pub(crate) fn identity(path: &Path) -> Result<(Vec<u8>, Files)> {
     let (metadata, files) = files(path)?;
-    let text: Vec<String> = metadata.iter().map(|(key, value)| format!("{key} {value:?}")).collect();
+    let own = metadata.iter().filter(|(key, _)| !key.starts_with("split."));
+    let text: Vec<String> = own.map(|(key, value)| format!("{key} {value:?}")).collect();
     Ok((text.join("\n").into_bytes(), files))
 }
 

@@ -136,12 +136,16 @@ impl Pre {
 }
 
 /// What changes tokens in a part of a `tokenizer.json`: whether it keeps account of offsets does not, nor that it is a
-/// sequence of one.
+/// sequence of one or of none.
 fn essence(mut value: Value) -> Value {
     fn strip(value: &mut Value) {
         match value {
             Value::Object(map) => {
                 map.remove("trim_offsets");
+                // What older files leave unsaid.
+                if map.get("type").is_some_and(|kind| kind == "ByteLevel") {
+                    map.entry("use_regex").or_insert(Value::Bool(true));
+                }
                 map.values_mut().for_each(strip);
             }
             Value::Array(all) => all.iter_mut().for_each(strip),
@@ -149,11 +153,12 @@ fn essence(mut value: Value) -> Value {
         }
     }
     strip(&mut value);
-    let alone = ["pretokenizers", "normalizers"].into_iter().find_map(|list| match value[list].as_array() {
-        Some(steps) if steps.len() == 1 => Some(steps[0].clone()),
-        _ => None,
-    });
-    alone.unwrap_or(value)
+    let steps = ["pretokenizers", "normalizers"].into_iter().find_map(|list| value[list].as_array());
+    match steps.map(Vec::as_slice) {
+        Some([]) => Value::Null,
+        Some([alone]) => alone.clone(),
+        _ => value,
+    }
 }
 
 /// The way in which a `tokenizer.json` cuts text, if GGUF has a name for it.
@@ -180,6 +185,12 @@ mod tests {
             });
             let found = of_json(&json).unwrap();
             assert!(found.json() == pre.json() && found.ignore_merges == pre.ignore_merges);
+            let mut other = json.clone();
+            if other["normalizer"].is_null() {
+                other["normalizer"] = json!({ "type": "Sequence", "normalizers": [] });
+            }
+            other["pre_tokenizer"] = json!({ "type": "Sequence", "pretokenizers": [pre.json()] });
+            assert!(std::ptr::eq(of_json(&other).unwrap(), found));
             let cut: PreTokenizerWrapper = serde_json::from_value(pre.json()).unwrap();
             let mut text = PreTokenizedString::from("it's 1234 Ünï 漢字\n\n  x = y;");
             cut.pre_tokenize(&mut text).unwrap();

@@ -22,11 +22,12 @@ pub(super) fn read(
     values: &dyn Fn(&str) -> Result<Option<Vec<f64>>>,
 ) -> Result<(RopeSpec, Option<f64>)> {
     let dims = keys.size("rope.dimension_count")?.filter(|dims| *dims != head_dim);
-    let kind: &str = keys.find("rope.scaling.type")?.unwrap_or("none");
+    let kind: &str = keys.find("rope.scaling.type")?.unwrap_or("linear");
     let original = keys.size("rope.scaling.original_context_length")?.unwrap_or(context);
     let own = keys.number("rope.scaling.attn_factor")?;
-    let factor = keys.number("rope.scaling.factor")?.filter(|factor| *factor != 0.0);
-    let all_dim = match keys.number("rope.scaling.yarn_log_multiplier")? {
+    let factor = keys.number("rope.scaling.factor")?.or(keys.number("rope.scale_linear")?);
+    let factor = factor.filter(|factor| *factor != 0.0);
+    let all_dim = match keys.number("rope.scaling.yarn_log_multiplier")?.filter(|all| *all != 0.0) {
         // A tenth of it, by the convention of this architecture's converter.
         Some(tenth) if keys.arch.special == Special::Latent => {
             Some(super::metadata::widened((tenth / 0.1) as f32))

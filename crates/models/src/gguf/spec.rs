@@ -6,7 +6,8 @@ use super::rope;
 use crate::error::{ModelError, Result};
 use crate::rope::yarn_mscale;
 use crate::spec::{
-    AttentionSpec, FfnSpec, LatentSpec, MlpSpec, ModelSpec, MoeSpec, NormKind, QkNorm, Scales, SpecialTokens,
+    AttentionSpec, FfnSpec, LatentSpec, MAX_LAYERS, MlpSpec, ModelSpec, MoeSpec, NormKind, QkNorm, Scales,
+    SpecialTokens,
 };
 use senmon_kernels::activation::Activation;
 use senmon_moe::RouterConfig;
@@ -20,8 +21,21 @@ pub(super) trait Tensors {
     fn values(&self, name: &str) -> Result<Option<Vec<f64>>>;
 }
 
-/// Greatest number of layers that are looked at.
-const MAX_LAYERS: usize = 10_000;
+/// Greatest number of heads whose matrices are listed one by one.
+const MAX_HEADS: usize = 1 << 12;
+/// Texts that end a turn of a conversation, where a file does not say which token does.
+const ENDS: [&str; 10] = [
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "[e~[",
+];
 
 /// The model of a file. With `turned`, where the architecture has the rows of queries and keys in another order than the
 /// family, they stay so, and neighbours turn together: the same model, run without a copy.
@@ -129,6 +143,17 @@ fn latent(keys: &Keys, tensors: &dyn Tensors, heads: usize, context: usize) -> R
             keys.name("attention.key_length_mla")
         )));
     };
+    if keys.number("attention.temperature_scale")?.is_some_and(|scale| scale != 0.0) {
+        let name = keys.name("attention.temperature_scale");
+        return Err(keys.error(format!("key {name}: scores that change with the position are not supported")));
+    }
+    // Each head is a tensor's part of its own: they must be there before they are listed.
+    let stack = tensors.shape("blk.0.attn_v_b.weight").unwrap_or_default();
+    if stack.first() != Some(&heads) || heads > MAX_HEADS {
+        return Err(keys.error(format!(
+            "tensor blk.0.attn_v_b.weight: has shape {stack:?}, expected one matrix for each of {heads} heads"
+        )));
+    }
     let nope = head_dim.checked_sub(rope_dims).filter(|nope| *nope > 0).ok_or_else(|| {
         let name = keys.name("attention.key_length_mla");
         keys.error(format!("key {name}: {head_dim} is not more than rope.dimension_count, {rope_dims}"))
@@ -250,5 +275,22 @@ fn tokens(keys: &Keys) -> Result<SpecialTokens> {
     for name in ["eos", "eot", "eom"] {
         eos.extend(one(name)?.filter(|id| !eos.contains(id)));
     }
+    if one("eot")?.is_none() {
+        eos.extend(ends(keys)?.into_iter().filter(|id| !eos.contains(id)).collect::<Vec<_>>());
+    }
     Ok(SpecialTokens { bos: one("bos")?, eos, pad: one("padding")? })
+}
+
+/// Control tokens whose texts end a turn, as llama.cpp finds them.
+fn ends(keys: &Keys) -> Result<Vec<u32>> {
+    let tokens: &[String] = keys.find_any("tokenizer.ggml.tokens")?.unwrap_or_default();
+    let kinds: Vec<i32> = keys.find_any("tokenizer.ggml.token_type")?.unwrap_or_default();
+    let find = |text: &str| tokens.iter().position(|token| token == text);
+    let is_control =
+        |id: &usize| kinds.get(*id).is_some_and(|kind| *kind == super::tokenizer::kinds::CONTROL);
+    // In gpt-oss's format "<|end|>" ends a message, and the answer goes on with the next.
+    let harmony = find("<|return|>").is_some() && find("<|call|>").is_some();
+    let texts = ENDS.into_iter().filter(|text| !(harmony && *text == "<|end|>"));
+    let ids = texts.filter_map(find).filter(is_control);
+    Ok(ids.map(|id| id as u32).collect())
 }

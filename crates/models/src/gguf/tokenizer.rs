@@ -18,6 +18,11 @@ pub(super) mod kinds {
     pub const BYTE: i32 = 6;
 }
 
+/// Longest token of SentencePiece that is taken apart, in bytes: its own longest are 16 characters, or a run of spaces.
+const MAX_PIECE: usize = 512;
+/// Greatest number of pairs that may be joined.
+const MAX_MERGES: usize = 1 << 24;
+
 /// The space of SentencePiece.
 pub(super) const SPACE: &str = "▁";
 
@@ -202,6 +207,14 @@ impl<'a> Vocabulary<'a> {
         for (id, token) in self.tokens.iter().enumerate() {
             if self.kinds[id] != kinds::NORMAL || ids.get(token.as_str()) != Some(&(id as u32)) {
                 continue;
+            }
+            if token.len() > MAX_PIECE || merges.len() > MAX_MERGES {
+                return Err(self.error(format!(
+                    "key tokenizer.ggml.tokens: entry {id} has {} bytes, and {} pairs make the tokens before it: no \
+                     vocabulary of SentencePiece",
+                    token.len(),
+                    merges.len()
+                )));
             }
             for (at, _) in token.char_indices().skip(1) {
                 if let (Some(a), Some(b)) = (whole(&token[..at]), whole(&token[at..])) {

@@ -80,6 +80,18 @@ fn wanted(spec: &ModelSpec, arch: &Arch) -> std::result::Result<(), String> {
     if let Some(bias) = wants.out_bias.filter(|bias| *bias != a.out_bias) {
         return Err(format!("attention.out_bias = {} (it must be {bias})", a.out_bias));
     }
+    if a.scale.is_some() && a.latent.is_none() && !wants.scale {
+        return Err(format!("attention.scale = {}", a.score_scale()));
+    }
+    for (l, layer) in spec.layers.iter().enumerate() {
+        match layer {
+            FfnSpec::Dense(_) if wants.all_moe => return Err(format!("layer {l} is dense")),
+            FfnSpec::Moe(moe) if wants.shared && moe.shared_intermediate == 0 => {
+                return Err(format!("layer {l} has no shared experts"));
+            }
+            _ => {}
+        }
+    }
     if wants.head_bias && !spec.head_bias {
         return Err("head_bias = false (it must be true)".into());
     }
@@ -91,6 +103,13 @@ fn in_its_words(spec: &ModelSpec, arch: &Arch) -> (ModelSpec, Vec<String>) {
     let (mut spec, mut notes) = (spec.clone(), Vec::new());
     spec.init_std = ModelSpec::plain(1, 1, spec.attention.clone(), Vec::new()).init_std;
     spec.tie_embeddings &= !arch.own_head;
+    let mut eos: Vec<u32> = Vec::new();
+    spec.tokens.eos.iter().for_each(|id| eos.extend((!eos.contains(id)).then_some(*id)));
+    if eos.len() > 3 {
+        notes.push(format!("of {} tokens that end a text, GGUF has words for three", eos.len()));
+        eos.truncate(3);
+    }
+    spec.tokens.eos = eos;
     if arch.special != Special::GptOss
         && let Some(window) = spec.attention.window.take()
     {
@@ -263,7 +282,7 @@ fn read_back(
     }
     let widen = |values: &[f32]| values.iter().map(|x| super::metadata::widened(*x)).collect();
     let planned = Planned {
-        shapes: parts(said, arch).into_iter().map(|part| (part.tensor, part.shape)).collect(),
+        shapes: parts(said, arch).into_iter().map(|part| (part.tensor.clone(), part.whole_shape())).collect(),
         values: tensors.iter().map(|(name, values)| (*name, widen(values))).collect(),
     };
     spec::read(&Keys::new(path, writer.metadata())?, &planned, false)
