@@ -82,7 +82,7 @@ impl Hub {
 
 /// A model that is whole in the cache, or why it is not.
 fn in_cache(name: &Name, cached: &Cached) -> std::result::Result<PathBuf, String> {
-    let missing = || format!("{} does not have it", cached.folder().display());
+    let missing = || format!("there is no such path here, nor is it in {}", cached.folder().display());
     let commit = cached.commit().ok_or_else(missing)?;
     let files = cached.files(&commit);
     if files.is_empty() {

@@ -601,7 +601,7 @@ mod tests {
         (spec.hidden, spec.vocab, spec.attention.heads, spec.attention.kv_heads) =
             (LIMIT, LIMIT, LIMIT, LIMIT);
         spec.attention.head_dim = LIMIT;
-        let moe = MoeSpec { shared_intermediate: LIMIT, ..MoeSpec::plain(400, 400, huge) };
+        let moe = MoeSpec { shared_intermediate: LIMIT, ..MoeSpec::plain(13, 13, huge) };
         spec.layers = vec![FfnSpec::Moe(moe); MAX_LAYERS];
         assert!(spec.validate().unwrap_err().to_string().contains("parameters = "));
         assert_eq!(spec.flops_per_token(usize::MAX), u64::MAX);

@@ -200,7 +200,7 @@ fn the_token_of_a_login_is_used() {
 fn without_a_network_the_cache_is_enough() {
     let (place, server) = (Place::new(), HubServer::new(sharded()));
     let offline = |name: &str| place.senmon(&format!("inspect {name} {CALM}"));
-    fails(offline("owner/name"), 2, &["owner/name", "models--owner--name", "HF_HUB_OFFLINE"]);
+    fails(offline("owner/name"), 2, &["owner/name", "no such path", "models--owner--name", "HF_HUB_OFFLINE"]);
     // A part of a model is not a model.
     server.fail(Faults { cuts: usize::MAX, cut_after: 0, ..Faults::default() });
     fails(inspect(&place, &server), 1, &[]);
