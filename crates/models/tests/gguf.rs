@@ -351,3 +351,36 @@ fn types_of_matrices_are_as_asked_for() {
     assert!(left.iter().all(|name| !name.to_str().unwrap().starts_with('.')), "{left:?}");
     assert!(Types::named("q5_9").is_none());
 }
+
+#[test]
+fn what_is_beside_a_model_goes_along() {
+    // Equal experts that are meant to be, and tokens that end a turn.
+    let dir = tempfile::tempdir().unwrap();
+    let (folder, file, back) = (dir.path().join("f"), dir.path().join("m.gguf"), dir.path().join("b"));
+    let from = golden("mixtral-top2");
+    let loaded = checkpoint::load(&from).unwrap();
+    let mut params = loaded.params.clone();
+    for (def, values) in senmon_models::params::param_defs(&loaded.spec).iter().zip(&mut params) {
+        if def.name.contains(".experts.") {
+            let size = values.len() / loaded.spec.first_moe().unwrap().experts;
+            values.copy_within(..size, size);
+        }
+    }
+    let slices: Vec<&[f32]> = params.iter().map(Vec::as_slice).collect();
+    fs::create_dir(&folder).unwrap();
+    checkpoint::save(&folder, &loaded.spec, &slices, "mixtral").unwrap();
+    assert!(keep(&folder, &file).unwrap_err().to_string().contains("is the same as expert"));
+    let config = folder.join("config.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    json["upcycled"] = true.into();
+    fs::write(&config, json.to_string()).unwrap();
+    fs::write(folder.join("generation_config.json"), "{\"eos_token_id\": [1, 7]}").unwrap();
+    keep(&folder, &file).unwrap();
+    assert_eq!(checkpoint::open(&file, Audit::Full).unwrap().spec.tokens.eos, [1, 7]);
+    keep(&file, &back).unwrap();
+    assert!(checkpoint::load(&back).unwrap().params == params);
+    // A name that promises other files is refused.
+    let split = dir.path().join("m-00001-of-00002.gguf");
+    let text = keep(&folder, &split).unwrap_err().to_string();
+    assert!(text.contains("split model") && !split.exists(), "{text}");
+}
