@@ -32,8 +32,8 @@ pub fn word(error: &ModelError) -> String {
     let text = error.to_string();
     assert!(error.is_users_mistake(), "{text}");
     assert!(!text.is_empty() && text.lines().count() == 1 && text.len() < 20_000, "{text:?}");
-    let what =
-        text.rsplit_once(".json: ").or(text.rsplit_once(".safetensors: ")).map_or(&*text, |(_, what)| what);
+    let what = [".json: ", ".safetensors: ", ".gguf: "].iter().find_map(|end| Some(text.rsplit_once(end)?.1));
+    let what = what.unwrap_or(&text);
     what.chars().filter(|c| c.is_ascii_alphabetic() || " _".contains(*c)).take(28).collect()
 }
 
