@@ -36,8 +36,10 @@ impl TokenizerSource {
             TokenizerSource::File(path) => std::fs::read(path).map_err(ModelError::io("read", path)),
             TokenizerSource::Gguf { path, metadata } => {
                 let json = gguf::tokenizer_json(path, metadata)?;
-                let json =
-                    json.ok_or_else(|| ModelError::Internal { what: "no tokenizer in GGUF".into() })?;
+                let json = json.ok_or_else(|| {
+                    let what = "has no tokenizer (tokenizer.ggml.tokens)".into();
+                    ModelError::File { path: path.clone(), what }
+                })?;
                 Ok(json.to_string().into_bytes())
             }
         }

@@ -36,10 +36,10 @@ struct Vocabulary<'a> {
 /// The `tokenizer.json` of a model; `None` where the file has no tokens.
 pub(crate) fn json(path: &Path, metadata: &Metadata) -> Result<Option<Value>> {
     let find = |e| of_file(path, e);
-    let Some(model) = metadata.find::<&str>("tokenizer.ggml.model").map_err(find)? else { return Ok(None) };
     if metadata.get("tokenizer.ggml.tokens").is_none() {
         return Ok(None);
     }
+    let model: &str = metadata.require("tokenizer.ggml.model").map_err(find)?;
     let tokens: &[String] = metadata.require("tokenizer.ggml.tokens").map_err(find)?;
     let kinds: Option<Vec<i32>> = metadata.find("tokenizer.ggml.token_type").map_err(find)?;
     let kinds = kinds.unwrap_or_else(|| vec![kinds::NORMAL; tokens.len()]);
