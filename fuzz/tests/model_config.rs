@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{documents, golden, outcome, word};
+use common::{copies, documents, golden, outcome, word};
 use senmon_fuzz::{Documents, fuzz};
 use senmon_models::audit::Audit;
 use senmon_models::checkpoint;
@@ -90,15 +90,7 @@ fn any_configuration_is_a_model_or_refused() {
     assert_eq!(documents.count(), folders.len());
     // A folder for each golden model, with its tensors.
     let place = tempfile::tempdir().unwrap();
-    let copies: Vec<_> = folders
-        .iter()
-        .map(|folder| {
-            let copy = place.path().join(folder.file_name().unwrap());
-            std::fs::create_dir(&copy).unwrap();
-            std::fs::copy(folder.join("model.safetensors"), copy.join("model.safetensors")).unwrap();
-            copy
-        })
-        .collect();
+    let copies = copies(place.path(), &folders, &["model.safetensors"]);
     let target = |input: &[u8]| {
         let Some((which, value)) = documents.of(input) else { return "no JSON".to_owned() };
         let text = value.to_string();

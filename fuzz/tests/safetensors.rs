@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{golden, outcome};
+use common::{copies, golden, outcome};
 use senmon_fuzz::fuzz;
 use senmon_models::audit::Audit;
 use senmon_models::checkpoint;
@@ -20,6 +20,9 @@ const MODELS: [&str; 5] = [
     "deepseek_v3-groups-yarn",
 ];
 
+/// The files of a model.
+const BOTH: [&str; 2] = ["config.json", "model.safetensors"];
+
 /// Where a file's header ends.
 fn header_end(file: &[u8]) -> usize {
     8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize
@@ -33,23 +36,10 @@ fn load(folder: &Path) -> String {
     format!("{} {}", outcome(&loaded, "loads"), outcome(&opened, "opens"))
 }
 
-fn copies(place: &Path) -> Vec<PathBuf> {
-    let folders = golden(&MODELS);
-    let copy = |folder: &PathBuf| {
-        let copy = place.join(folder.file_name().unwrap());
-        std::fs::create_dir(&copy).unwrap();
-        for name in ["config.json", "model.safetensors"] {
-            std::fs::copy(folder.join(name), copy.join(name)).unwrap();
-        }
-        copy
-    };
-    folders.iter().map(copy).collect()
-}
-
 #[test]
 fn any_header_is_read_or_refused() {
     let place = tempfile::tempdir().unwrap();
-    let models: Vec<_> = copies(place.path())
+    let models: Vec<_> = copies(place.path(), &golden(&MODELS), &BOTH)
         .into_iter()
         .map(|folder| {
             let file = std::fs::read(folder.join("model.safetensors")).unwrap();
@@ -83,7 +73,7 @@ fn any_header_is_read_or_refused() {
 #[test]
 fn any_index_is_read_or_refused() {
     let place = tempfile::tempdir().unwrap();
-    let folder = copies(place.path()).remove(0);
+    let folder = copies(place.path(), &golden(&MODELS), &BOTH).remove(0);
     let file = std::fs::read(folder.join("model.safetensors")).unwrap();
     std::fs::remove_file(folder.join("model.safetensors")).unwrap();
     let (header, data) = file.split_at(header_end(&file));

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{documents, golden, outcome, word};
+use common::{copies, documents, golden, outcome, word};
 use senmon_fuzz::{Documents, fuzz};
 use senmon_models::audit::Audit;
 use senmon_models::seq2seq;
@@ -43,15 +43,7 @@ fn any_configuration_of_an_encoder_decoder_is_a_model_or_refused() {
     let folders = golden(seq2seq::FAMILIES);
     let documents = Documents::new(documents(&folders, "config.json"), &KEYS);
     let place = tempfile::tempdir().unwrap();
-    let copies: Vec<_> = folders
-        .iter()
-        .map(|folder| {
-            let copy = place.path().join(folder.file_name().unwrap());
-            std::fs::create_dir(&copy).unwrap();
-            std::fs::copy(folder.join("model.safetensors"), copy.join("model.safetensors")).unwrap();
-            copy
-        })
-        .collect();
+    let copies = copies(place.path(), &folders, &["model.safetensors"]);
     let target = |input: &[u8]| {
         let Some((which, value)) = documents.of(input) else { return "no JSON".to_owned() };
         std::fs::write(copies[which].join("config.json"), value.to_string()).unwrap();

@@ -280,6 +280,13 @@ fn by_type(tensors: &[Tensor]) -> Vec<(&'static str, usize)> {
     counts
 }
 
+/// The type of most elements.
+fn commonest(tensors: &[Tensor]) -> Option<ElementType> {
+    ElementType::ALL.into_iter().max_by_key(|ty| {
+        tensors.iter().filter(|tensor| tensor.ty == *ty).map(Tensor::elements).sum::<usize>()
+    })
+}
+
 fn bytes_of(tensors: &[Tensor]) -> u64 {
     tensors.iter().map(|tensor| tensor.ty.row_bytes(tensor.elements()).unwrap_or(0) as u64).sum()
 }
@@ -427,10 +434,7 @@ fn into_gguf(from: &Path, found: &Found, to: &Path, types: Types, progress: &Pro
 
 /// llama.cpp's number for what most of a file is, and whether blocks are in it.
 fn file_type(types: Types, tensors: &[Tensor]) -> (u32, bool) {
-    let most = ElementType::ALL.into_iter().max_by_key(|ty| {
-        tensors.iter().filter(|tensor| tensor.ty == *ty).map(Tensor::elements).sum::<usize>()
-    });
-    let number = match (types, most) {
+    let number = match (types, commonest(tensors)) {
         (Types::Matrices(ElementType::Q4K), _) => 14,
         (_, Some(ElementType::F16)) => 1,
         (_, Some(ElementType::Q8_0)) => 7,
@@ -484,13 +488,10 @@ fn into_folder(
     let of: HashMap<&str, ElementType> =
         parts.iter().map(|part| part.tensor.as_str()).zip(chosen.iter().copied()).collect();
     let of = |part: &Part| of[part.tensor.as_str()];
-    let most = ElementType::ALL.into_iter().max_by_key(|ty| {
-        tensors.iter().filter(|tensor| tensor.ty == *ty).map(Tensor::elements).sum::<usize>()
-    });
     if found.upcycled {
         config["upcycled"] = true.into();
     }
-    config["dtype"] = match most {
+    config["dtype"] = match commonest(&tensors) {
         Some(ElementType::Bf16) => "bfloat16".into(),
         Some(ElementType::F16) => "float16".into(),
         _ => "float32".into(),

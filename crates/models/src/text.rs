@@ -104,11 +104,16 @@ pub fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
 /// those that would end it.
 pub fn encode_prompt(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     // An empty text does not show what is before it and what behind.
-    let shown = if text.is_empty() { "a" } else { text };
-    let (plain, whole) = (encoded(tokenizer, shown, false)?, encoded(tokenizer, shown, true)?);
-    let at = whole.windows(plain.len().max(1)).position(|window| window == plain).unwrap_or(0);
-    let text = if text.is_empty() { &[][..] } else { &plain };
-    Ok([&whole[..at], text].concat())
+    let [before, own, _] = around(tokenizer, if text.is_empty() { "a" } else { text })?;
+    Ok(if text.is_empty() { before } else { [before, own].concat() })
+}
+
+/// The special tokens that a tokenizer puts before a text, the text's own, and those behind it.
+pub(crate) fn around(tokenizer: &Tokenizer, text: &str) -> Result<[Vec<u32>; 3]> {
+    let (own, whole) = (encoded(tokenizer, text, false)?, encoded(tokenizer, text, true)?);
+    let at = whole.windows(own.len().max(1)).position(|window| window == own).unwrap_or(0);
+    let behind = whole.get(at + own.len()..).unwrap_or_default();
+    Ok([whole[..at].to_vec(), own, behind.to_vec()])
 }
 
 fn encoded(tokenizer: &Tokenizer, text: &str, special: bool) -> Result<Vec<u32>> {

@@ -21,6 +21,19 @@ pub fn golden(begin: &[&str]) -> Vec<PathBuf> {
     folders
 }
 
+/// Copies of folders below `place`, of these files alone.
+pub fn copies(place: &Path, folders: &[PathBuf], names: &[&str]) -> Vec<PathBuf> {
+    let copy = |folder: &PathBuf| {
+        let copy = place.join(folder.file_name().unwrap());
+        std::fs::create_dir(&copy).unwrap();
+        for name in names {
+            std::fs::copy(folder.join(name), copy.join(name)).unwrap();
+        }
+        copy
+    };
+    folders.iter().map(copy).collect()
+}
+
 /// A JSON file of each of the folders that has it.
 pub fn documents(folders: &[PathBuf], name: &str) -> Vec<Value> {
     let read = |folder: &PathBuf| std::fs::read(folder.join(name)).ok();

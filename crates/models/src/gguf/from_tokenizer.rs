@@ -3,7 +3,7 @@
 use super::pre;
 use super::tokenizer::{SPACE, kinds};
 use crate::error::{ModelError, Result};
-use crate::text::Tokenizer;
+use crate::text::{self, Tokenizer};
 use senmon_gguf::Value as Key;
 use serde_json::Value;
 use std::collections::HashMap;
@@ -152,10 +152,6 @@ fn around(path: &Path, json: &Value) -> Result<(Option<u32>, Option<u32>)> {
         ModelError::File { path: path.into(), what }
     };
     let tokenizer = Tokenizer::from_bytes(json.to_string()).map_err(wrong)?;
-    let ids = |special| tokenizer.encode("a", special).map(|found| found.get_ids().to_vec());
-    let (plain, with) = (ids(false).map_err(wrong)?, ids(true).map_err(wrong)?);
-    let at = with.windows(plain.len().max(1)).position(|window| window == plain);
-    let Some(at) = at.filter(|_| !plain.is_empty()) else { return Ok((None, None)) };
-    let before = with[..at].last().copied();
-    Ok((before, with.get(at + plain.len()).copied()))
+    let [before, _, behind] = text::around(&tokenizer, "a")?;
+    Ok((before.last().copied(), behind.first().copied()))
 }

@@ -8,7 +8,7 @@ use crate::cli::GenerateArgs;
 use crate::failure::{Failure, Result};
 use senmon_models::audit::Audit;
 use senmon_models::seq2seq::{self, DecoderCache, Encoded};
-use senmon_models::text::encode;
+use senmon_models::text::{Tokenizer, encode};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -25,6 +25,24 @@ struct Made {
 /// Where news of texts goes.
 type Tell<'a> = &'a mut dyn FnMut(usize, News) -> Result<()>;
 
+/// How texts are made.
+fn manner<'a>(
+    args: &'a GenerateArgs,
+    choice: &Choice,
+    tokenizer: &'a Tokenizer,
+    eos: &'a [u32],
+) -> Manner<'a> {
+    Manner {
+        tokenizer,
+        sampling: choice.sampling.clone(),
+        penalties: choice.penalties.clone(),
+        max_tokens: args.options.max_tokens,
+        logprobs: args.logprobs,
+        eos,
+        stops: &args.options.stop,
+    }
+}
+
 /// Texts of an encoder-decoder for the prompts.
 fn of_encoder_decoder(args: &GenerateArgs, prompts: &[String], tell: Tell) -> Result<Made> {
     let options = &args.options;
@@ -39,15 +57,7 @@ fn of_encoder_decoder(args: &GenerateArgs, prompts: &[String], tell: Tell) -> Re
     let tokenizer = tokenizer_of(options, opened.tokenizer)?.load()?;
     let routers = Routers::of_encoder_decoder(spec);
     let mut recorder = routing::recorder(&args.routing, &routers)?;
-    let manner = Manner {
-        tokenizer: &tokenizer,
-        sampling: choice.sampling.clone(),
-        penalties: choice.penalties.clone(),
-        max_tokens: options.max_tokens,
-        logprobs: args.logprobs,
-        eos: &spec.tokens.eos,
-        stops: &options.stop,
-    };
+    let manner = manner(args, &choice, &tokenizer, &spec.tokens.eos);
     let start = vec![spec.start];
     let first = if args.decoder_tokens.is_empty() { &start } else { &args.decoder_tokens };
     let mut encoder_tokens = Vec::with_capacity(prompts.len());
@@ -106,15 +116,7 @@ fn of_decoder(args: &GenerateArgs, prompts: &[String], tell: Tell) -> Result<Mad
     let (decoder, tokenizer, choice) = open_decoder(options)?;
     let routers = Routers::of_decoder(decoder.spec());
     let mut recorder = routing::recorder(&args.routing, &routers)?;
-    let manner = Manner {
-        tokenizer: &tokenizer,
-        sampling: choice.sampling.clone(),
-        penalties: choice.penalties.clone(),
-        max_tokens: options.max_tokens,
-        logprobs: args.logprobs,
-        eos: &decoder.spec().tokens.eos,
-        stops: &options.stop,
-    };
+    let manner = manner(args, &choice, &tokenizer, &decoder.spec().tokens.eos);
     let done = continue_all(&decoder, &manner, prompts, args.batch, recorder.as_mut(), tell)?;
     let (folder, in_json) = (&options.from.model, args.common.json);
     let routing = routing::finish(&args.routing, recorder, &routers, folder, Some(&tokenizer), in_json)?;
