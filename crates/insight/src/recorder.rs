@@ -238,18 +238,9 @@ mod tests {
         let tensor =
             |values: Vec<f32>, shape: &[usize]| Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
         let weights = (0..experts.len()).map(|i| 0.5 + i as f32).collect();
-        Routing {
-            top_k: k,
-            experts: experts.to_vec(),
-            weights: tensor(weights, &[tokens, k]),
-            load: vec![0; 3],
-            unbiased_load: None,
-            mean_scores: tensor(vec![0.0; 3], &[3]),
-            z: tensor(vec![0.0], &[1]),
-            entropy: 0.0,
-            dropped,
-            logits: tensor((0..3 * tokens).map(|i| i as f32).collect(), &[tokens, 3]),
-        }
+        let logits = tensor((0..3 * tokens).map(|i| i as f32).collect(), &[tokens, 3]);
+        let routing = Routing::new(experts.to_vec(), tensor(weights, &[tokens, k]), logits).unwrap();
+        Routing { dropped, ..routing }
     }
 
     #[test]

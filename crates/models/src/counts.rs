@@ -1,6 +1,8 @@
 //! What a model has and costs: parameters, bytes, operations.
 
-use crate::spec::{FfnSpec, LIMIT, MlpSpec, ModelSpec, NormKind, QkNorm};
+use crate::spec::{FfnSpec, LIMIT, MlpSpec, ModelSpec, MoeSpec, NormKind, QkNorm};
+use senmon_moe::layer::extra_defs;
+use senmon_moe::router;
 use serde::Serialize;
 
 /// What a model has and costs.
@@ -54,20 +56,21 @@ impl ModelSpec {
             let seen = window * (window + 1) / 2 + (context - window) * window;
             2 * projections + 2 * heads * (score + value) * seen / context
         };
+        // From the first layer with members on, every token is there once for each of them.
+        let members = self.members() as u128;
+        let first = self.layers.iter().position(|layer| matches!(layer, FfnSpec::Moe(_))).unwrap_or(0);
         let layers: u128 = self
             .layers
             .iter()
             .enumerate()
             .map(|(l, layer)| match layer {
                 FfnSpec::Dense(mlp) => attention(l) + 2 * mlp.parameters(self.hidden),
-                FfnSpec::Moe(moe) => {
-                    let met = moe.top_k as u128 * moe.expert.parameters(self.hidden)
-                        + moe.shared().parameters(self.hidden);
-                    attention(l) + 2 * (met + h * moe.experts as u128)
-                }
+                FfnSpec::Moe(moe) => attention(l) + moe.flops_per_token(self.hidden) as u128,
             })
+            .zip(0..)
+            .map(|(cost, l)| if l >= first { cost * members } else { cost })
             .sum();
-        u64::try_from(layers + 2 * h * self.vocab as u128).unwrap_or(u64::MAX)
+        u64::try_from(layers + 2 * members * h * self.vocab as u128).unwrap_or(u64::MAX)
     }
 
     /// All parameters, and those that one token meets; each factor is checked before, so that nothing here overflows.
@@ -129,18 +132,44 @@ impl FfnSpec {
         match self {
             FfnSpec::Dense(mlp) => (mlp.parameters(hidden), mlp.parameters(hidden)),
             FfnSpec::Moe(moe) => {
-                let (e, k) = (moe.experts as u128, moe.top_k as u128);
-                let biased = senmon_moe::router::kind(&moe.router.kind).is_ok_and(|kind| kind.selection_bias);
+                let layer = moe.layer(hidden);
+                let (e, choices) = (moe.experts as u128, layer.choices() as u128);
+                let k = router::width(&moe.router, moe.experts, moe.top_k).ceil() as u128;
+                let columns = router::columns(&moe.router, layer.choices()) as u128;
+                let biased = router::kind(&moe.router.kind).is_ok_and(|kind| kind.selection_bias);
                 let h = hidden as u128;
-                let every = e * h
-                    + if biased { e } else { 0 }
-                    + if moe.router_bias { e } else { 0 }
+                let extras = extra_defs(&layer);
+                let every = columns * h
+                    + if biased { choices } else { 0 }
+                    + if moe.router_bias { columns } else { 0 }
+                    + extras
+                        .iter()
+                        .map(|def| def.shape.iter().map(|n| *n as u128).product::<u128>())
+                        .sum::<u128>()
                     + moe.shared().parameters(hidden)
                     + if moe.has_shared_gate() { h } else { 0 };
-                let one = moe.expert.parameters(hidden);
+                let one = moe.expert.parameters(layer.inner());
                 (every + e * one, every + k * one)
             }
         }
+    }
+}
+
+impl MoeSpec {
+    /// Floating-point operations of a forward pass per token in a residual stream of width `hidden`: products of the router, the experts that a
+    /// token meets, the shared ones, and what stands beside them.
+    pub fn flops_per_token(&self, hidden: usize) -> f64 {
+        let layer = self.layer(hidden);
+        let weights = |mlp: &MlpSpec, width: usize| {
+            let matrices = if mlp.gated { 3.0 } else { 2.0 };
+            matrices * width as f64 * mlp.intermediate as f64
+        };
+        let met =
+            router::width(&self.router, self.experts, self.top_k) * weights(&self.expert, layer.inner());
+        let columns = router::columns(&self.router, layer.choices()) as f64;
+        let matrices = extra_defs(&layer).into_iter().filter(|def| def.shape.len() > 1);
+        let beside: f64 = matrices.map(|def| def.shape.iter().map(|n| *n as f64).product::<f64>()).sum();
+        2.0 * (met + weights(&self.shared(), hidden) + hidden as f64 * columns + beside)
     }
 }
 

@@ -4,12 +4,12 @@ use crate::error::ModelError;
 use crate::ops::{self, AttentionBlock, LatentBlock, LossTerms, Norm, Residual};
 use crate::params::{ParamDef, ParamKind, param_defs};
 use crate::rope::Rotations;
-use crate::spec::{FfnSpec, MlpSpec, ModelSpec, MoeSpec, NormKind, NormPlace, QkNorm};
+use crate::spec::{FfnSpec, MlpSpec, ModelSpec, NormKind, NormPlace, QkNorm};
 use candle_core::{Device, Tensor};
 use senmon_kernels::expert_mlp::Shape;
 use senmon_kernels::rotary::Rope;
-use senmon_moe::layer::MoeParams;
-use senmon_moe::{Ctx, MoeConfig, MoeLayer, Param, Routing, RoutingObserver, SelectionBias, Stored};
+use senmon_moe::layer::{MoeParams, Wants, extra_defs};
+use senmon_moe::{Ctx, MoeLayer, Param, Routing, RoutingObserver, SelectionBias, Stored};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -97,8 +97,12 @@ pub struct Pass<'a> {
     pub train: bool,
     /// The seed of the run.
     pub seed: u64,
-    /// The micro-batch that this is.
+    /// The optimiser step that this is of.
     pub step: u64,
+    /// Tokens of that step before those of this pass.
+    pub first_token: u64,
+    /// What only some losses need.
+    pub wants: Wants,
     /// Sees every routing.
     pub observer: Option<&'a mut dyn RoutingObserver>,
     /// The experts of an earlier pass, by layer, to be used again.
@@ -210,12 +214,19 @@ impl Decoder {
                     shape: shape(spec.hidden, mlp),
                 },
                 FfnSpec::Moe(moe) => {
+                    let config = moe.layer(spec.hidden);
+                    let state = |name: &str| match find(name) {
+                        Some(Slot::State(state)) => Some(state.clone()),
+                        _ => None,
+                    };
                     let params = MoeParams {
+                        table: state(&name("router_table")),
+                        extras: extra_defs(&config)
+                            .into_iter()
+                            .map(|def| Ok((def.name, get(&name(def.name))?)))
+                            .collect::<Result<_>>()?,
                         router_bias: optional(&name("router_logits_bias")),
-                        selection_bias: match find(&name("router_bias")) {
-                            Some(Slot::State(bias)) => Some(bias.clone()),
-                            _ => None,
-                        },
+                        selection_bias: state(&name("router_bias")),
                         expert_biases: optional(&name("experts.gate_up_bias"))
                             .zip(optional(&name("experts.down_bias"))),
                         shared: optional(&name("shared.gate_up")).zip(optional(&name("shared.down"))),
@@ -228,7 +239,7 @@ impl Decoder {
                             get(&name("experts.down"))?,
                         )
                     };
-                    Ffn::Moe(Box::new(MoeLayer::from_params(moe_config(spec.hidden, moe), params)?))
+                    Ffn::Moe(Box::new(MoeLayer::from_params(config, params)?))
                 }
             };
             layers.push(Layer { attention, residual: residual(&name("ffn_norm"))?, ffn });
@@ -251,8 +262,13 @@ impl Decoder {
 
     /// The selection biases of the MoE layers that have one.
     pub fn selection_biases(&self) -> impl Iterator<Item = (usize, &SelectionBias)> {
+        self.moe_layers().filter_map(|(l, moe)| moe.params().selection_bias.as_ref().map(|bias| (l, bias)))
+    }
+
+    /// The MoE layers.
+    pub fn moe_layers(&self) -> impl Iterator<Item = (usize, &MoeLayer)> {
         self.layers.iter().enumerate().filter_map(|(l, layer)| match &layer.ffn {
-            Ffn::Moe(moe) => moe.params().selection_bias.as_ref().map(|bias| (l, bias)),
+            Ffn::Moe(moe) => Some((l, &**moe)),
             Ffn::Dense { .. } => None,
         })
     }
@@ -283,7 +299,7 @@ impl Decoder {
                 Attention::Heads(block) => block.forward(&x, batch, &rope)?,
                 Attention::Latent(block) => block.forward(&x, batch, &rope)?,
             };
-            x = self.ffn(l, &x, pass, &mut routings)?;
+            x = self.ffn(l, &x, tokens, batch, pass, &mut routings)?;
             if !pass.train {
                 x = x.detach();
             }
@@ -331,7 +347,15 @@ impl Decoder {
     }
 
     /// The feed-forward of layer `l` with its norm and residual sum.
-    fn ffn(&self, l: usize, x: &Tensor, pass: &mut Pass, routings: &mut Vec<LayerRouting>) -> Result<Tensor> {
+    fn ffn(
+        &self,
+        l: usize,
+        x: &Tensor,
+        tokens: &[u32],
+        sequences: usize,
+        pass: &mut Pass,
+        routings: &mut Vec<LayerRouting>,
+    ) -> Result<Tensor> {
         let layer = &self.layers[l];
         let before = layer.residual.place == NormPlace::Before;
         let h = if before { layer.residual.norm.apply(x)? } else { x.clone() };
@@ -344,9 +368,12 @@ impl Decoder {
                     train: pass.train,
                     seed: pass.seed,
                     step: pass.step,
+                    first_token: pass.first_token,
                     layer: l,
-                    sequences: 0,
+                    sequences,
                     mask: None,
+                    token_ids: Some(tokens),
+                    wants: pass.wants,
                     forced: pass.forced.and_then(|forced| forced.get(&l)).map(Vec::as_slice),
                     observer: match &mut pass.observer {
                         Some(observer) => Some(&mut **observer),
@@ -369,24 +396,6 @@ impl Decoder {
 /// The shape of an MLP's kernels.
 fn shape(hidden: usize, mlp: &MlpSpec) -> Shape {
     Shape { hidden, intermediate: mlp.intermediate, activation: mlp.activation, gated: mlp.gated }
-}
-
-/// The configuration of an MoE layer.
-fn moe_config(hidden: usize, moe: &MoeSpec) -> MoeConfig {
-    MoeConfig {
-        hidden,
-        experts: moe.experts,
-        top_k: moe.top_k,
-        intermediate: moe.expert.intermediate,
-        activation: moe.expert.activation,
-        gated: moe.expert.gated,
-        shared_intermediate: moe.shared_intermediate,
-        shared_gate: moe.shared_gate,
-        router_bias: moe.router_bias,
-        expert_bias: moe.expert.bias,
-        sequence_capacity: None,
-        router: moe.router.clone(),
-    }
 }
 
 /// What of a model has no gradients, if anything.

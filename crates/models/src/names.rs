@@ -5,6 +5,8 @@
 
 use crate::params::param_defs;
 use crate::spec::{FfnSpec, MlpSpec, ModelSpec, QkNorm};
+use senmon_moe::layer::extra_defs;
+use senmon_moe::router;
 use std::collections::HashMap;
 
 /// A tensor of a checkpoint: `shape`'s elements of parameter `param` from `offset` on.
@@ -224,35 +226,40 @@ pub fn parts(spec: &ModelSpec, names: &Names) -> Vec<Part> {
         add(&format!("{}.bias", names.out), &[h], "out_bias", 0);
         add(&format!("{ffn_norm}.weight"), &[h], "ffn_norm", 0);
         add(&format!("{ffn_norm}.bias"), &[h], "ffn_norm_bias", 0);
-        let mut mlp =
-            |prefix: &str, [gate, up, down]: [&str; 3], into: [&str; 2], spec: &MlpSpec, expert: usize| {
-                let (i, p) = (spec.intermediate, spec.pre());
-                let first = expert * p * h;
-                let tensor = |part: &str| format!("{prefix}.{part}.weight");
-                if spec.bias {
-                    let bias = |part: &str| format!("{prefix}.{part}.bias");
-                    let [pre, out] = into.map(|into| format!("{into}_bias"));
-                    if spec.gated {
-                        add(&bias(gate), &[i], &pre, expert * p);
-                    }
-                    add(&bias(up), &[i], &pre, expert * p + if spec.gated { i } else { 0 });
-                    add(&bias(down), &[h], &out, expert * h);
-                }
+        let mut mlp = |prefix: &str,
+                       [gate, up, down]: [&str; 3],
+                       into: [&str; 2],
+                       spec: &MlpSpec,
+                       expert: usize,
+                       h: usize| {
+            let (i, p) = (spec.intermediate, spec.pre());
+            let first = expert * p * h;
+            let tensor = |part: &str| format!("{prefix}.{part}.weight");
+            if spec.bias {
+                let bias = |part: &str| format!("{prefix}.{part}.bias");
+                let [pre, out] = into.map(|into| format!("{into}_bias"));
                 if spec.gated {
-                    add(&tensor(gate), &[i, h], into[0], first);
-                    add(&tensor(up), &[i, h], into[0], first + i * h);
-                } else {
-                    add(&tensor(up), &[i, h], into[0], first);
+                    add(&bias(gate), &[i], &pre, expert * p);
                 }
-                add(&tensor(down), &[h, i], into[1], expert * h * i);
-            };
+                add(&bias(up), &[i], &pre, expert * p + if spec.gated { i } else { 0 });
+                add(&bias(down), &[h], &out, expert * h);
+            }
+            if spec.gated {
+                add(&tensor(gate), &[i, h], into[0], first);
+                add(&tensor(up), &[i, h], into[0], first + i * h);
+            } else {
+                add(&tensor(up), &[i, h], into[0], first);
+            }
+            add(&tensor(down), &[h, i], into[1], expert * h * i);
+        };
         let moe = match ffn {
             FfnSpec::Dense(dense) => {
-                mlp(names.dense, PROJECTIONS, ["gate_up", "down"], dense, 0);
+                mlp(names.dense, PROJECTIONS, ["gate_up", "down"], dense, 0, h);
                 continue;
             }
             FfnSpec::Moe(moe) => moe,
         };
+        let layer = moe.layer(h);
         let within = |part: &str| match part.strip_prefix('.') {
             Some(of_layer) => of_layer.to_owned(),
             None => format!("{}.{part}", names.block),
@@ -260,22 +267,29 @@ pub fn parts(spec: &ModelSpec, names: &Names) -> Vec<Part> {
         if let Experts::Each(projections) = names.experts {
             for e in 0..moe.experts {
                 let prefix = within(&format!("experts.{e}"));
-                mlp(&prefix, projections, ["experts.gate_up", "experts.down"], &moe.expert, e);
+                let into = ["experts.gate_up", "experts.down"];
+                mlp(&prefix, projections, into, &moe.expert, e, layer.inner());
             }
         }
         let (shared, prefix) = (moe.shared(), within(names.shared));
         match names.shared_fused {
-            None => mlp(&prefix, PROJECTIONS, ["shared.gate_up", "shared.down"], &shared, 0),
+            None => mlp(&prefix, PROJECTIONS, ["shared.gate_up", "shared.down"], &shared, 0, h),
             Some([both, down]) => {
                 add(&format!("{prefix}.{both}.weight"), &[shared.pre(), h], "shared.gate_up", 0);
                 add(&format!("{prefix}.{down}.weight"), &[h, shared.intermediate], "shared.down", 0);
             }
         }
         add(&format!("{}.weight", within(names.shared_gate)), &[1, h], "shared.gate", 0);
-        add(&format!("{}.weight", within(names.router)), &[moe.experts, h], "router", 0);
-        add(&format!("{}.bias", within(names.router)), &[moe.experts], "router_logits_bias", 0);
-        let rows = if names.selection_bias_rows { &[1, moe.experts][..] } else { &[moe.experts] };
+        let (choices, columns) = (layer.choices(), router::columns(&moe.router, layer.choices()));
+        add(&format!("{}.weight", within(names.router)), &[columns, h], "router", 0);
+        add(&format!("{}.bias", within(names.router)), &[columns], "router_logits_bias", 0);
+        let rows = if names.selection_bias_rows { &[1, choices][..] } else { &[choices] };
         add(&within(names.selection_bias), rows, "router_bias", 0);
+        // What no other project has keeps the names that it has in memory.
+        add(&within("router_table"), &[spec.vocab, moe.top_k], "router_table", 0);
+        for extra in extra_defs(&layer) {
+            add(&within(extra.name), &extra.shape, extra.name, 0);
+        }
         let (e, p, i) = (moe.experts, moe.expert.pre(), moe.expert.intermediate);
         match names.experts {
             Experts::Each(_) => {}

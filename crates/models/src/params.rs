@@ -4,6 +4,7 @@
 //! of a layer one tensor each. How the tensors of a file lie in them says [`crate::names`].
 
 use crate::spec::{FfnSpec, ModelSpec, NormKind, QkNorm};
+use senmon_moe::layer::{ExtraInit, extra_defs};
 use senmon_moe::rng::Stream;
 use senmon_moe::router;
 
@@ -52,7 +53,8 @@ impl ParamDef {
 
     /// A matrix that can stay as it is in a file. Routers compute in f32, and they and gates are small.
     pub fn stays(&self) -> bool {
-        let small = [".router", ".shared.gate"].iter().any(|end| self.name.ends_with(end));
+        let small = [".router", ".shared.gate"].iter().any(|end| self.name.ends_with(end))
+            || [".router_", ".residual.mix", ".constant."].iter().any(|part| self.name.contains(part));
         self.kind == ParamKind::Weight && self.shape.len() >= 2 && !small
     }
 
@@ -140,18 +142,33 @@ pub fn param_defs(spec: &ModelSpec) -> Vec<ParamDef> {
             }
             FfnSpec::Moe(moe) => {
                 let (e, p, i) = (moe.experts, moe.expert.pre(), moe.expert.intermediate);
-                add(name("router"), &[e, h], Weight, Init::Normal(spec.init_std * moe.router.init_scale));
+                let layer = moe.layer(h);
+                let (columns, inner) = (router::columns(&moe.router, layer.choices()), layer.inner());
+                let of_router = Init::Normal(spec.init_std * moe.router.init_scale);
+                add(name("router"), &[columns, h], Weight, of_router);
                 if moe.router_bias {
-                    add(name("router_logits_bias"), &[e], Bias, Zeros);
+                    add(name("router_logits_bias"), &[columns], Bias, Zeros);
                 }
                 if router::kind(&moe.router.kind).is_ok_and(|kind| kind.selection_bias) {
-                    add(name("router_bias"), &[e], State, Zeros);
+                    add(name("router_bias"), &[layer.choices()], State, Zeros);
                 }
-                add(name("experts.gate_up"), &[e, p, h], Weight, normal);
-                add(name("experts.down"), &[e, h, i], Weight, normal);
+                if router::kind(&moe.router.kind).is_ok_and(|kind| kind.by_token_id) {
+                    add(name("router_table"), &[spec.vocab, moe.top_k], State, Zeros);
+                }
+                add(name("experts.gate_up"), &[e, p, inner], Weight, normal);
+                add(name("experts.down"), &[e, inner, i], Weight, normal);
                 if moe.expert.bias {
                     add(name("experts.gate_up_bias"), &[e, p], Bias, Zeros);
-                    add(name("experts.down_bias"), &[e, h], Bias, Zeros);
+                    add(name("experts.down_bias"), &[e, inner], Bias, Zeros);
+                }
+                for extra in extra_defs(&layer) {
+                    let init = match extra.init {
+                        ExtraInit::Normal(times) => Init::Normal(spec.init_std * times),
+                        ExtraInit::Zeros => Zeros,
+                        ExtraInit::Ones => Ones,
+                    };
+                    let kind = if extra.shape.len() > 1 { Weight } else { Bias };
+                    add(name(extra.name), &extra.shape, kind, init);
                 }
                 if moe.shared_intermediate > 0 {
                     let shared = moe.shared();
@@ -193,17 +210,10 @@ pub fn initial_values(spec: &ModelSpec, seed: u64) -> Vec<Vec<f32>> {
                 let name =
                     def.name.bytes().fold(0u64, |hash, b| hash.wrapping_mul(0x100_0000_01b3) ^ u64::from(b));
                 let stream = Stream::new(&[seed, name]);
-                (0..def.len() as u64).into_par_iter().map(|i| (std * normal(stream, i)) as f32).collect()
+                (0..def.len() as u64).into_par_iter().map(|i| (std * stream.normal(i)) as f32).collect()
             }
         })
         .collect()
-}
-
-/// The `index`-th normal number of a stream (Box & Muller).
-fn normal(stream: Stream, index: u64) -> f64 {
-    let unit = |bits: u64| ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-    let (radius, angle) = (unit(stream.bits(2 * index)), unit(stream.bits(2 * index + 1)));
-    (-2.0 * radius.ln()).sqrt() * (2.0 * std::f64::consts::PI * angle).cos()
 }
 
 #[cfg(test)]

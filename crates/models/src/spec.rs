@@ -4,7 +4,8 @@
 use crate::error::{ModelError, Result};
 use crate::rope::RopeSpec;
 use senmon_kernels::activation::Activation;
-use senmon_moe::config::RouterConfig;
+use senmon_moe::MoeConfig;
+use senmon_moe::config::{Extras, RouterConfig};
 use serde::{Deserialize, Serialize};
 
 /// A decoder-only transformer: token embedding, layers of (norm, attention, norm, feed-forward), norm, head.
@@ -251,6 +252,9 @@ pub struct MoeSpec {
     pub shared_bias: bool,
     /// How tokens choose.
     pub router: RouterConfig,
+    /// What is beyond routed experts that are all alike.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub extras: Extras,
 }
 
 /// Token ids that generation and training look at.
@@ -398,7 +402,29 @@ impl ModelSpec {
                         let field = format!("layer {l}: router.init_scale");
                         return refuse(&field, &moe.router.init_scale, "must be 0 or more");
                     }
-                    senmon_moe::router::build(&moe.router, moe.experts, moe.top_k)?;
+                    let x = &moe.extras;
+                    for (field, value) in [
+                        ("extras.zero", x.zero),
+                        ("extras.identity", x.identity),
+                        ("extras.constant", x.constant),
+                        ("extras.members", x.members),
+                    ] {
+                        if value > MAX_EXPERTS - moe.experts.min(MAX_EXPERTS) {
+                            let expected = format!("must leave at most {MAX_EXPERTS} experts in all");
+                            return refuse(&format!("layer {l}: {field}"), &value, &expected);
+                        }
+                    }
+                    if x.latent > LIMIT || moe.router.slots > LIMIT || moe.router.groups > LIMIT {
+                        let expected = "must be at most 16777216";
+                        return refuse(
+                            &format!("layer {l}: extras.latent, router.slots or groups"),
+                            &"a size",
+                            expected,
+                        );
+                    }
+                    let layer = moe.layer(self.hidden);
+                    senmon_moe::router::build(&moe.router, layer.choices(), moe.top_k)?;
+                    senmon_moe::layer::check_together(&layer)?;
                 }
             }
         }
@@ -407,6 +433,11 @@ impl ModelSpec {
             return refuse("parameters", &total, &format!("must be at most {MAX_PARAMETERS}"));
         }
         Ok(())
+    }
+
+    /// Members of an efficient ensemble; 1 for a model that is none.
+    pub fn members(&self) -> usize {
+        self.first_moe().map_or(1, |moe| moe.extras.members.max(1))
     }
 
     /// The first MoE layer, if there is one.
@@ -442,7 +473,40 @@ impl MoeSpec {
             router_bias: false,
             shared_bias: false,
             router: RouterConfig::default(),
+            extras: Extras::default(),
         }
+    }
+
+    /// The layer in a residual stream of width `hidden`.
+    pub fn layer(&self, hidden: usize) -> MoeConfig {
+        MoeConfig {
+            hidden,
+            experts: self.experts,
+            top_k: self.top_k,
+            intermediate: self.expert.intermediate,
+            activation: self.expert.activation,
+            gated: self.expert.gated,
+            shared_intermediate: self.shared_intermediate,
+            shared_gate: self.shared_gate,
+            router_bias: self.router_bias,
+            expert_bias: self.expert.bias,
+            sequence_capacity: None,
+            router: self.router.clone(),
+            extras: self.extras.clone(),
+        }
+    }
+
+    /// What of the layer no layout of another project can say: only `senmon` does.
+    pub fn beyond_layouts(&self) -> Option<String> {
+        let r = &self.router;
+        let plain = RouterConfig::default();
+        if self.extras != Extras::default() {
+            return Some("experts beyond shared ones".into());
+        }
+        if r.eval_capacity != 0.0 {
+            return Some(format!("router.eval_capacity = {}", r.eval_capacity));
+        }
+        (r.random_eval != plain.random_eval).then(|| "router.random_eval".into())
     }
 
     /// The shared experts together, as one MLP; of width 0 when there are none.

@@ -5,7 +5,9 @@
 
 use crate::param::{Param, Sink};
 use crate::tensor::{own, read, read2, slice};
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape as TensorShape, Tensor, bail};
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape as TensorShape, Tensor, bail,
+};
 use senmon_kernels::buffers::Buffer;
 use senmon_kernels::dispatch::Dispatch;
 use senmon_kernels::elements::Matrix;
@@ -204,6 +206,35 @@ pub fn weight_gradient(
             add(None)?;
             Ok(None)
         }
+    }
+}
+
+/// The values of a small parameter for stock ops: its gradient goes where that of the kernels' weights goes.
+pub fn watched(param: &Param) -> Result<Tensor> {
+    match param.sink() {
+        None => Ok(param.tensor().clone()),
+        Some(sink) => param.tensor().apply_op1(Watched { sink: sink.clone() }),
+    }
+}
+
+struct Watched {
+    sink: Sink,
+}
+
+impl CustomOp1 for Watched {
+    fn name(&self) -> &'static str {
+        "watched"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, TensorShape)> {
+        Ok((CpuStorage::F32(slice("a parameter", x, layout)?.to_vec()), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        weight_gradient(Some(&self.sink), x, |dw| match dw {
+            None => Ok(()),
+            Some(dw) => read(dy, |dy| dw.iter_mut().zip(dy).for_each(|(sum, d)| *sum += d)),
+        })
     }
 }
 

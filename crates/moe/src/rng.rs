@@ -23,6 +23,91 @@ impl Stream {
     pub fn uniform(self, index: u64) -> f32 {
         (self.bits(index) >> 40) as f32 / (1u64 << 24) as f32
     }
+
+    /// The `index`-th number, uniform in (0, 1).
+    fn open(self, index: u64) -> f64 {
+        ((self.bits(index) >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+    }
+
+    /// The `index`-th number, normal of mean 0 and deviation 1 (Box and Muller 1958, each of their pairs used once).
+    pub fn normal(self, index: u64) -> f64 {
+        let (radius, angle) = (self.open(2 * index), self.open(2 * index + 1));
+        (-2.0 * radius.ln()).sqrt() * (std::f64::consts::TAU * angle).cos()
+    }
+}
+
+/// What a random number of a routing is for: each purpose has numbers of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Purpose {
+    /// The factor on the router's copy of its input.
+    Jitter = 0x6a69,
+    /// Noise on logits, or what decides on a second expert.
+    Noise = 0x6e6f,
+    /// The second pick of `sparsemixer`.
+    Second = 0x7365,
+    /// Whether the weight of a pick of `sparsemixer` is cut.
+    Keep = 0x6b65,
+    /// The order in which tokens are dropped.
+    Drop = 0x6472,
+    /// Experts drawn at random.
+    Pick = 0x7069,
+    /// Inner activations that are left out.
+    Dropout = 0x646f,
+}
+
+/// The random numbers of one layer in one pass. The number of token t is the same however the tokens of an optimiser step are cut into
+/// passes: it goes by the token's place in the step.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Draws<'a> {
+    /// The seed of the run.
+    pub seed: u64,
+    /// The optimiser step.
+    pub step: u64,
+    /// The layer.
+    pub layer: u64,
+    /// Tokens of the step before those of this pass.
+    pub first: u64,
+    /// Numbers to take instead, \[T, width\] by purpose.
+    pub given: &'a [(Purpose, &'a [f32])],
+}
+
+impl Draws<'_> {
+    /// Number `column` of `width` of token `token`: one that was given, or else what `make` makes of the stream at that place.
+    fn number(
+        &self,
+        purpose: Purpose,
+        token: usize,
+        column: usize,
+        width: usize,
+        make: impl FnOnce(Stream, u64) -> f32,
+    ) -> f32 {
+        if let Some((_, given)) = self.given.iter().find(|(of, _)| *of == purpose) {
+            return given.get(token * width + column).copied().unwrap_or(0.0);
+        }
+        let stream = Stream::new(&[self.seed, self.step, self.layer, purpose as u64]);
+        make(stream, (self.first + token as u64) * width as u64 + column as u64)
+    }
+
+    /// Uniform in \[0, 1).
+    pub fn uniform(&self, purpose: Purpose, token: usize, column: usize, width: usize) -> f32 {
+        self.number(purpose, token, column, width, |stream, index| stream.uniform(index))
+    }
+
+    /// Normal, of mean 0 and deviation 1.
+    pub fn normal(&self, purpose: Purpose, token: usize, column: usize, width: usize) -> f32 {
+        self.number(purpose, token, column, width, |stream, index| stream.normal(index) as f32)
+    }
+
+    /// Exponential, of mean 1.
+    pub fn exponential(&self, purpose: Purpose, token: usize, column: usize, width: usize) -> f32 {
+        self.number(purpose, token, column, width, |stream, index| -stream.open(index).ln() as f32)
+    }
+
+    /// Gumbel, standard.
+    pub fn gumbel(&self, purpose: Purpose, token: usize, column: usize, width: usize) -> f32 {
+        self.number(purpose, token, column, width, |stream, index| -(-stream.open(index).ln()).ln() as f32)
+    }
 }
 
 /// The finaliser of splitmix64 (Steele, Lea & Flood 2014), over one step of its counter.
@@ -46,5 +131,31 @@ mod tests {
         assert!((mean - 0.5).abs() < 0.005 && (square - 1.0 / 3.0).abs() < 0.005);
         let together: f64 = (0..n).map(|i| (a.uniform(i) * b.uniform(i)) as f64).sum::<f64>() / n as f64;
         assert!((together - 0.25).abs() < 0.005);
+    }
+
+    #[test]
+    fn draws_have_their_means_and_variances_and_follow_the_token() {
+        let draws = Draws { seed: 7, ..Draws::default() };
+        let n = 100_000;
+        let moments = |draw: &dyn Fn(usize) -> f32| {
+            let mean = (0..n).map(|t| draw(t) as f64).sum::<f64>() / n as f64;
+            (mean, (0..n).map(|t| (draw(t) as f64 - mean).powi(2)).sum::<f64>() / n as f64)
+        };
+        let wanted = [
+            (moments(&|t| draws.normal(Purpose::Noise, t, 0, 1)), 0.0, 1.0),
+            (moments(&|t| draws.exponential(Purpose::Pick, t, 0, 1)), 1.0, 1.0),
+            // Euler's constant, and π²/6.
+            (moments(&|t| draws.gumbel(Purpose::Second, t, 0, 1)), 0.577_216, 1.644_934),
+        ];
+        for ((mean, variance), want_mean, want_variance) in wanted {
+            assert!((mean - want_mean).abs() < 0.015 && (variance / want_variance - 1.0).abs() < 0.03);
+        }
+        let later = Draws { first: 10, ..draws };
+        let at = |draws: &Draws, t| draws.uniform(Purpose::Drop, t, 2, 4);
+        assert_eq!(at(&later, 3), at(&draws, 13));
+        assert_ne!(at(&draws, 3), at(&draws, 13));
+        assert_ne!(at(&draws, 3), draws.uniform(Purpose::Pick, 3, 2, 4));
+        let given = Draws { given: &[(Purpose::Drop, &[0.0, 1.0, 2.0, 3.0])], ..draws };
+        assert_eq!((at(&given, 0), at(&given, 1)), (2.0, 0.0));
     }
 }

@@ -42,6 +42,8 @@ pub enum Command {
     Chat(ChatArgs),
     /// The logits of given tokens, for comparisons with other programs
     Logits(LogitsArgs),
+    /// The experts, weights and losses of given router logits, for comparisons with other programs
+    Route(RouteArgs),
     /// What is in a model: parameters in total and active, experts, routers, memory
     Inspect(InspectArgs),
     /// Write a model in another layout or type: Hugging Face folders and GGUF
@@ -388,6 +390,37 @@ pub struct LogitsArgs {
     /// Whether the experts of tokens are shown.
     #[command(flatten)]
     pub routing: RoutingArgs,
+    /// Shared flags.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `route`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Routes as the MoE layers of a run of this configuration do. FILE holds `logits` [T, E] f32, and where the router asks for them `bias` [E],
+`token_ids` [T] u32, `noise` [T, E] (the random numbers to take), `noise_std` [T, E], `mask` [T] (0 for padding) and `sequences` [1]. What is
+written holds `experts` [T, K] i32 (-1 where there is none), `weights` [T, K] f32 and `load` [E] i32; --json tells the losses and the drops.
+
+Examples:
+  senmon route --set experts.count=8 --set router.capacity=1.0 --logits z.safetensors --train --out routing.safetensors --json
+  senmon route --config run.toml --logits z.safetensors --out routing.safetensors")]
+pub struct RouteArgs {
+    /// A TOML file with [experts], [router] and [balance]; the rest has no effect
+    #[arg(long, value_name = "FILE")]
+    pub config: Vec<PathBuf>,
+    /// One key of the configuration
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// The logits, and what else the router asks for
+    #[arg(long, value_name = "FILE")]
+    pub logits: PathBuf,
+    /// The file to write
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Routes as in training: with noise, `capacity` and what else is only there
+    #[arg(long)]
+    pub train: bool,
     /// Shared flags.
     #[command(flatten)]
     pub common: Common,

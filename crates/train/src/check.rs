@@ -2,6 +2,8 @@
 
 use senmon_moe::router;
 
+use senmon_moe::config::DenseGradient;
+
 use crate::config::{Count, Ffn, RunConfig, families};
 use crate::error::{Result, TrainError};
 use crate::schedule::ScheduleKind;
@@ -71,6 +73,11 @@ impl RunConfig {
         in_range("experts.intermediate", e.intermediate, 1, MAX_SIZE)?;
         in_range("experts.shared", e.shared, 0, 1 << 10)?;
         in_range("experts.every", e.every, 1, 1024)?;
+        for (key, value) in
+            [("latent", e.latent), ("zero", e.zero), ("identity", e.identity), ("constant", e.constant)]
+        {
+            in_range(&format!("experts.{key}"), value, 0, 1 << 14)?;
+        }
         let listed = match &e.count {
             Count::Same(count) => vec![*count],
             Count::PerLayer(counts) => counts.clone(),
@@ -103,26 +110,44 @@ impl RunConfig {
                 format!("must be one of {known}"),
             ));
         }
-        if r.kind == "switch" && e.top_k != 1 {
+        let kind = router::kind(&r.kind)?;
+        if let Some(why) = kind.noncausal
+            && self.model.ffn == Ffn::Moe
+            && !r.allow_noncausal
+            && !(kind.name == "depth" && r.predictor)
+        {
             return Err(TrainError::Conflict(format!(
-                "router.kind = \"switch\" sends a token to one expert, and experts.top_k = {}",
-                e.top_k
+                "router.kind = \"{}\" is not causal: {why}, so a model trained with it to predict the next token cannot generate text as it \
+                 was trained; set router.allow_noncausal = true if that is meant",
+                kind.name
             )));
         }
         positive("router.least_sum", r.least_sum)?;
-        if !(0.0..1.0).contains(&r.sparsemixer_eps) {
-            return Err(TrainError::bad(
-                "router.sparsemixer_eps",
-                r.sparsemixer_eps,
-                "must be at least 0 and below 1",
-            ));
+        positive("router.second_threshold", r.second_threshold)?;
+        for (key, value) in [
+            ("sparsemixer_eps", r.sparsemixer_eps),
+            ("target_sparsity", r.target_sparsity),
+            ("expert_dropout", r.expert_dropout),
+        ] {
+            if !(0.0..1.0).contains(&value) {
+                return Err(TrainError::bad(
+                    &format!("router.{key}"),
+                    value,
+                    "must be at least 0 and below 1",
+                ));
+            }
         }
-        if r.kind == "sparsemixer" && e.top_k != 2 {
-            return Err(TrainError::Conflict(format!(
-                "router.kind = \"sparsemixer\" picks two experts, and experts.top_k = {}",
-                e.top_k
-            )));
+        if !(r.p > 0.0 && r.p <= 1.0) {
+            return Err(TrainError::bad("router.p", r.p, "must be above 0 and at most 1"));
         }
+        for (key, value) in
+            [("noise_std", r.noise_std), ("capacity", r.capacity), ("eval_capacity", r.eval_capacity)]
+        {
+            not_negative(&format!("router.{key}"), value)?;
+        }
+        in_range("router.min_capacity", r.min_capacity, 0, MAX_SIZE)?;
+        in_range("router.group_size", r.group_size, 0, MAX_SIZE)?;
+        in_range("router.slots", r.slots, 0, MAX_SIZE)?;
         in_range("router.groups", r.groups, 1, 1 << 14)?;
         in_range("router.top_groups", r.top_groups, 1, r.groups)?;
         for &count in &listed {
@@ -140,16 +165,91 @@ impl RunConfig {
                 )));
             }
             // What else a kind has to say.
-            router::build(r, count, e.top_k).map_err(|e| TrainError::Conflict(e.to_string()))?;
+            let layer = self.moe_spec(count).layer(self.model.hidden);
+            let conflict = |e: senmon_moe::MoeError| TrainError::Conflict(e.to_string());
+            router::build(r, layer.choices(), e.top_k).map_err(conflict)?;
+            senmon_moe::layer::check_together(&layer).map_err(conflict)?;
+            if e.latent > 0 && e.latent >= self.model.hidden {
+                return Err(TrainError::Conflict(format!(
+                    "experts.latent = {} is no narrower than model.hidden = {}",
+                    e.latent, self.model.hidden
+                )));
+            }
         }
         positive("router.scale", r.scale)?;
         positive("router.init_scale", r.init_scale)?;
         if !(0.0..1.0).contains(&r.jitter) {
             return Err(TrainError::bad("router.jitter", r.jitter, "must be at least 0 and below 1"));
         }
-        not_negative("balance.aux", b.aux)?;
-        not_negative("balance.z", b.z)?;
-        not_negative("balance.bias_rate", b.bias_rate)
+        for (key, value) in [
+            ("aux", b.aux),
+            ("sequence", b.sequence),
+            ("importance", b.importance),
+            ("load", b.load),
+            ("z", b.z),
+            ("entropy", b.entropy),
+            ("distill", b.distill),
+            ("bias_rate", b.bias_rate),
+        ] {
+            not_negative(&format!("balance.{key}"), value)?;
+        }
+        if !(0.0..1.0).contains(&b.ema_decay) {
+            return Err(TrainError::bad("balance.ema_decay", b.ema_decay, "must be at least 0 and below 1"));
+        }
+        self.check_balance(kind)
+    }
+
+    /// Refuses balancing that its router has no place for.
+    fn check_balance(&self, kind: &router::Kind) -> Result<()> {
+        let (e, r, b) = (&self.experts, &self.router, &self.balance);
+        let refuse = |what: String| Err(TrainError::Conflict(what));
+        let with_bias = || {
+            let kinds = router::KINDS.iter().filter(|kind| kind.selection_bias).map(|kind| kind.name);
+            kinds.collect::<Vec<_>>().join(", ")
+        };
+        if b.quantile && !kind.selection_bias {
+            return refuse(format!(
+                "balance.quantile moves the selection bias, and router.kind = \"{}\" has none: take one of {}",
+                kind.name,
+                with_bias()
+            ));
+        }
+        if b.quantile && b.bias_rate > 0.0 {
+            return refuse(
+                "balance.quantile and balance.bias_rate both move the selection bias: set one of them".into(),
+            );
+        }
+        if b.load > 0.0 && kind.name != "noisy_topk" {
+            return refuse(format!(
+                "balance.load is the smooth load of router.kind = \"noisy_topk\", and the kind is \"{}\"",
+                kind.name
+            ));
+        }
+        let special = e.zero.saturating_add(e.identity).saturating_add(e.constant) > 0;
+        let slots_differ = ["soft", "depth"].contains(&kind.name);
+        if (b.distill > 0.0 || b.dense_gradient != DenseGradient::None)
+            && (slots_differ || kind.name == "dense")
+        {
+            return refuse(format!(
+                "balance.distill and balance.dense_gradient are for tokens with several experts out of more, and router.kind = \"{}\"",
+                kind.name
+            ));
+        }
+        if b.dense_gradient != DenseGradient::None
+            && ["random", "hash", "relu", "sigmoid_input"].contains(&kind.name)
+        {
+            return refuse(format!(
+                "balance.dense_gradient is a gradient of scores, by which router.kind = \"{}\" does not weigh",
+                kind.name
+            ));
+        }
+        if b.dense_gradient == DenseGradient::StraightThrough
+            && (special || e.latent > 0)
+            && r.expert_dropout > 0.0
+        {
+            return refuse("balance.dense_gradient does not go with router.expert_dropout".into());
+        }
+        Ok(())
     }
 
     fn check_training(&self) -> Result<()> {
@@ -220,14 +320,27 @@ impl RunConfig {
         if self.model.ffn == Ffn::Moe {
             let counts = self.expert_counts().unwrap_or_default();
             let has_bias = router::kind(&r.kind).is_ok_and(|kind| kind.selection_bias);
-            let balanced = b.aux > 0.0 || (b.bias_rate > 0.0 && has_bias);
+            let by_loss =
+                [b.aux, b.sequence, b.importance, b.load].iter().any(|coefficient| *coefficient > 0.0);
+            let by_bias = has_bias && (b.bias_rate > 0.0 || b.quantile);
+            let by_itself =
+                ["expert_choice", "soft", "base", "sinkhorn", "hash", "random", "relu", "depth", "dense"];
+            let even_by_kind = by_itself.contains(&r.kind.as_str());
+            let balanced = by_loss || by_bias || even_by_kind;
             let constant_weight = e.top_k == 1
                 && match r.kind.as_str() {
-                    "topk_post" => true,
-                    "topk_pre" | "sigmoid_bias" => r.normalize,
+                    "topk_post" | "noisy_topk" => true,
+                    "topk_pre" | "sigmoid_bias" | "softmax_bias" | "sqrt_softplus" => r.normalize,
                     _ => false,
                 };
-            if constant_weight && !balanced && r.jitter == 0.0 {
+            if r.kind == "sinkhorn" && b.aux > 0.0 {
+                found.push(
+                    "router.kind = \"sinkhorn\" evens its choice out by itself: an auxiliary loss (balance.aux) works against its weights; set \
+                     balance.aux = 0"
+                        .into(),
+                );
+            }
+            if constant_weight && !balanced && r.jitter == 0.0 && r.kind != "noisy_topk" {
                 found.push(format!(
                     "experts.top_k = 1 with normalised weights (router.kind = \"{}\"): the weight is always 1, so the \
                      router learns nothing from the task, and there is neither noise nor balancing: set \
@@ -243,11 +356,11 @@ impl RunConfig {
             }
             if !balanced && counts.iter().any(|&count| count > e.top_k) {
                 found.push(
-                    "nothing keeps the load even (balance.aux = 0 and no bias): experts may die; try balance.aux = 0.01"
+                    "nothing keeps the load even (no loss and no bias): experts may die; try balance.aux = 0.01"
                         .into(),
                 );
             }
-            if counts.contains(&e.top_k) {
+            if counts.contains(&e.top_k) && !["dense", "depth", "soft"].contains(&r.kind.as_str()) {
                 found.push(format!(
                     "experts.top_k = {} uses every expert for every token: nothing is sparse",
                     e.top_k

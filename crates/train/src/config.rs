@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use senmon_data::{DataConfig, DomainRule};
 use senmon_kernels::activation::Activation;
 use senmon_models::spec::{AttentionSpec, FfnSpec, MlpSpec, ModelSpec, MoeSpec, QkNorm};
-use senmon_moe::config::{BalanceConfig, RouterConfig};
+use senmon_moe::config::{BalanceConfig, Extras, RouterConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, TrainError};
@@ -75,7 +75,7 @@ pub struct ModelConfig {
     /// What the layers' feed-forwards are.
     pub ffn: Ffn,
     /// Inner width of a dense feed-forward; left out, it is such that a dense layer costs what an MoE layer costs
-    /// ([`crate::presets::dense_twin_width`]).
+    /// ([`crate::presets::width_near`]).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intermediate: Option<usize>,
 }
@@ -114,6 +114,20 @@ pub struct ExpertsConfig {
     pub intermediate: usize,
     /// Shared experts, of the same width; every token passes them.
     pub shared: usize,
+    /// What the shared experts give is multiplied by σ(x·w) (Qwen2-MoE).
+    pub shared_gate: bool,
+    /// A dense MLP of an expert's width beside the routed ones, both weighted by a learned softmax (PR-MoE).
+    pub residual: bool,
+    /// Routed experts work in a space of this width; 0 for that of the model.
+    pub latent: usize,
+    /// What comes out of the narrow space is divided by its root mean square.
+    pub latent_norm: bool,
+    /// Experts that give nothing.
+    pub zero: usize,
+    /// Experts that give back their input.
+    pub identity: usize,
+    /// Experts that mix their input with a learned vector.
+    pub constant: usize,
     /// The non-linearity of experts and dense feed-forwards.
     pub activation: Activation,
     /// They have a gate projection.
@@ -243,6 +257,13 @@ impl Default for ExpertsConfig {
             top_k: 2,
             intermediate: 128,
             shared: 0,
+            shared_gate: false,
+            residual: false,
+            latent: 0,
+            latent_norm: false,
+            zero: 0,
+            identity: 0,
+            constant: 0,
             activation: Activation::Silu,
             gated: true,
             first_dense: 0,
@@ -318,17 +339,13 @@ impl RunConfig {
         })?;
         let mut counts = self.expert_counts()?.into_iter();
         let dense = || {
-            let intermediate = m.intermediate.map_or_else(|| self.twin_width(), Ok)?;
+            let intermediate = m.intermediate.unwrap_or_else(|| self.twin_width());
             Ok(FfnSpec::Dense(self.mlp(intermediate)))
         };
         let layers = (0..m.layers)
             .map(|layer| match self.is_moe(layer).then(|| counts.next()).flatten() {
                 None => dense(),
-                Some(experts) => Ok(FfnSpec::Moe(MoeSpec {
-                    shared_intermediate: self.experts.shared.saturating_mul(self.experts.intermediate),
-                    router: self.router.clone(),
-                    ..MoeSpec::plain(experts, self.experts.top_k, self.mlp(self.experts.intermediate))
-                })),
+                Some(experts) => Ok(FfnSpec::Moe(self.moe_spec(experts))),
             })
             .collect::<Result<Vec<_>>>()?;
         let attention = AttentionSpec {
@@ -431,24 +448,45 @@ impl RunConfig {
         }
     }
 
+    /// A layer of `experts` experts.
+    pub(crate) fn moe_spec(&self, experts: usize) -> MoeSpec {
+        let e = &self.experts;
+        let mut router = self.router.clone();
+        if router.kind == "soft" && router.slots == 0 {
+            // As many slots as tokens, as the paper has it.
+            router.slots = self.train.sequence.div_ceil(experts.max(1));
+        }
+        MoeSpec {
+            shared_intermediate: e.shared.saturating_mul(e.intermediate),
+            shared_gate: e.shared_gate && e.shared > 0,
+            router,
+            extras: Extras {
+                zero: e.zero,
+                identity: e.identity,
+                constant: e.constant,
+                residual: e.residual,
+                latent: e.latent,
+                latent_norm: e.latent_norm,
+                members: 0,
+            },
+            ..MoeSpec::plain(experts, e.top_k, self.mlp(e.intermediate))
+        }
+    }
+
     fn mlp(&self, intermediate: usize) -> MlpSpec {
         MlpSpec { intermediate, activation: self.experts.activation, gated: self.experts.gated, bias: false }
     }
 
     /// The width of a dense feed-forward that costs what an MoE layer of `[experts]` costs.
-    pub(crate) fn twin_width(&self) -> Result<usize> {
-        let e = &self.experts;
-        let count = match &e.count {
-            Count::Same(count) => *count as f64,
-            Count::PerLayer(counts) => counts.iter().sum::<usize>() as f64 / counts.len().max(1) as f64,
+    pub(crate) fn twin_width(&self) -> usize {
+        let counts = match &self.experts.count {
+            Count::Same(count) => vec![*count],
+            Count::PerLayer(counts) => counts.clone(),
         };
-        Ok(crate::presets::dense_twin_width(
-            count,
-            e.top_k,
-            e.intermediate,
-            e.shared.saturating_mul(e.intermediate),
-            e.gated,
-        ))
+        let flops = |count: &usize| self.moe_spec(*count).flops_per_token(self.model.hidden);
+        let mean = counts.iter().map(flops).sum::<f64>() / counts.len().max(1) as f64;
+        let matrices = if self.experts.gated { 3.0 } else { 2.0 };
+        crate::presets::width_near(mean / (2.0 * matrices * self.model.hidden.max(1) as f64))
     }
 
     /// True if some layer is dense.

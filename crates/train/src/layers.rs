@@ -165,7 +165,19 @@ fn follow(base: &mut Table, user: &Table) {
         remove(base, "schedule", &["min_lr"]);
     }
     // A width that was derived from other widths is derived again when those change.
-    if ["count", "top_k", "intermediate", "shared", "gated"].iter().any(|key| said("experts", key)) {
+    let of_cost = [
+        "count",
+        "top_k",
+        "intermediate",
+        "shared",
+        "gated",
+        "latent",
+        "residual",
+        "zero",
+        "identity",
+        "constant",
+    ];
+    if of_cost.iter().any(|key| said("experts", key)) || said("router", "kind") {
         remove(base, "model", &["intermediate"]);
     }
     // One vocabulary for the model and the tokenizer trained for it.
@@ -194,16 +206,47 @@ fn follow(base: &mut Table, user: &Table) {
     {
         put(base, "model", "max_positions", Value::Integer(s));
     }
-    // The bias balances; the auxiliary loss would work against it.
-    if text(user, "router", "kind").or_else(|| text(base, "router", "kind")).as_deref()
-        == Some("sigmoid_bias")
-        && (said("router", "kind") || said("model", "family"))
+    if (said("router", "kind") || said("model", "family"))
+        && let Some(kind) = text(user, "router", "kind").or_else(|| text(base, "router", "kind"))
     {
-        put(base, "balance", "aux", Value::Float(0.0));
-        put(base, "balance", "bias_rate", Value::Float(1e-3));
+        follow_kind(base, user, &kind);
     }
-    if text(user, "router", "kind").as_deref() == Some("switch") && !said("experts", "top_k") {
-        put(base, "experts", "top_k", Value::Integer(1));
+}
+
+/// What a kind of router is mostly trained with.
+fn follow_kind(base: &mut Table, user: &Table, kind: &str) {
+    let mut set = |table: &str, key: &str, value: Value| put(base, table, key, value);
+    let (float, whole) = (Value::Float, Value::Integer);
+    // What evens out the load by itself needs no auxiliary loss, which would work against it.
+    let even = ["expert_choice", "soft", "base", "sinkhorn", "hash", "random", "relu", "depth", "dense"];
+    if even.contains(&kind) {
+        set("balance", "aux", float(0.0));
+    }
+    match kind {
+        "sigmoid_bias" | "softmax_bias" | "sqrt_softplus" => {
+            let quantile = get(user, "balance", "quantile").and_then(Value::as_bool) == Some(true);
+            set("balance", "aux", float(0.0));
+            set("balance", "bias_rate", float(if quantile { 0.0 } else { 1e-3 }));
+        }
+        "noisy_topk" => {
+            set("balance", "aux", float(0.0));
+            set("balance", "importance", float(0.01));
+            set("balance", "load", float(0.01));
+        }
+        "top_p" => {
+            set("balance", "entropy", float(1e-4));
+            set("experts", "top_k", whole(4));
+        }
+        "hierarchical" => set("router", "groups", whole(2)),
+        "depth" => set("experts", "count", whole(1)),
+        // Nobody asks what its logits are.
+        "hash" | "random" => set("balance", "z", float(0.0)),
+        _ => {}
+    }
+    match kind {
+        "switch" | "base" | "depth" => set("experts", "top_k", whole(1)),
+        "gshard" | "sparsemixer" => set("experts", "top_k", whole(2)),
+        _ => {}
     }
 }
 
@@ -249,6 +292,13 @@ fn describe(spec: &ModelSpec, family: &str) -> Result<Table> {
             top_k: moe.top_k,
             intermediate: moe.expert.intermediate,
             shared: moe.shared_intermediate.div_ceil(moe.expert.intermediate.max(1)),
+            shared_gate: moe.shared_gate,
+            residual: moe.extras.residual,
+            latent: moe.extras.latent,
+            latent_norm: moe.extras.latent_norm,
+            zero: moe.extras.zero,
+            identity: moe.extras.identity,
+            constant: moe.extras.constant,
             activation: moe.expert.activation,
             gated: moe.expert.gated,
             ..config.experts
@@ -307,7 +357,7 @@ impl RunConfig {
         }
         // Not checked yet: a number of layers that will be refused is not counted through.
         if self.model.intermediate.is_none() && self.model.layers <= 1 << 16 && self.has_dense() {
-            self.model.intermediate = Some(self.twin_width()?);
+            self.model.intermediate = Some(self.twin_width());
         }
         Ok(())
     }

@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod alarms;
+pub mod balancing;
 mod check;
 pub mod config;
 pub mod error;
@@ -15,6 +16,7 @@ pub mod jsonl;
 pub mod layers;
 pub mod observer;
 pub mod presets;
+pub mod route;
 pub mod schedule;
 pub mod setup;
 pub mod sizes;

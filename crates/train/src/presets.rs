@@ -61,8 +61,7 @@ pub fn preset(name: &str) -> Result<RunConfig> {
     })
 }
 
-/// The width of a dense feed-forward whose operations per token are those of an MoE layer, router counted, within 1 %:
-/// a multiple of 16 if one is near enough, else of 8, 4, 2 or 1.
+/// The width of a dense feed-forward whose operations per token are those of an MoE layer of plain experts, router counted ([`width_near`]).
 ///
 /// An MoE layer has H·(m·(K·I + shared) + E) multiplications per token, a dense one H·m·width, with m = 3 matrices for a
 /// gated MLP and 2 for a plain one.
@@ -74,7 +73,11 @@ pub fn dense_twin_width(
     gated: bool,
 ) -> usize {
     let matrices = if gated { 3.0 } else { 2.0 };
-    let exact = (top_k as f64) * (intermediate as f64) + shared as f64 + experts / matrices;
+    width_near((top_k as f64) * (intermediate as f64) + shared as f64 + experts / matrices)
+}
+
+/// A width within 1 % of `exact`: a multiple of 16 if one is near enough, else of 8, 4, 2 or 1.
+pub fn width_near(exact: f64) -> usize {
     for step in [16.0, 8.0, 4.0, 2.0] {
         let width = (exact / step).round() * step;
         if (width / exact - 1.0).abs() < 0.01 {

@@ -1,24 +1,29 @@
 //! How a run is put together: its folder, its text or batches, its model, its first checkpoint; or all of them as an
 //! earlier process left them.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use senmon_data::{DataConfig, Dataset, PAD, Progress as DataProgress, Report, TextTokenizer};
 use senmon_models::checkpoint;
 use senmon_models::decoder::Decoder;
-use senmon_models::params::initial_values;
+use senmon_models::params::{initial_values, param_defs};
 use senmon_models::spec::{FfnSpec, ModelSpec, SpecialTokens};
+use senmon_moe::router::balanced_table;
 
 use crate::alarms::{AlarmBounds, Alarms};
+use crate::balancing::Balancing;
 use crate::config::RunConfig;
 use crate::error::{Result, TrainError};
 use crate::eval::EvalText;
 use crate::folder::{Checkpoint, RunFolder, write_whole};
-use crate::layers::{Layers, MODEL_TABLES};
+use crate::layers::Layers;
 use crate::state::{self, Progress};
 use crate::step::{AdamW, MicroBatch};
 use crate::trainer::{BatchSource, ReplaySource, Trainer};
 
+/// Micro-batches over which tokens are counted for a table of token ids.
+const COUNTED_BATCHES: u64 = 64;
 const TOKENIZER: &str = "tokenizer.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
@@ -34,15 +39,17 @@ pub struct Setup {
     pub notes: Vec<String>,
 }
 
-/// What can be set of a model that is given: the layout to write, and noise.
-const OF_TRAINING: &[&str] = &["model.family", "router.jitter"];
+/// What can be set of a model that is given, besides its router: the layout to write.
+const OF_TRAINING: &[&str] = &["model.family"];
+/// What the router of a model that is given cannot be without other experts.
+const OF_MODEL: &[&str] = &["model", "experts"];
 
 /// The configuration of a run that begins: with `train.init`, the model is the given one; with `train.batches`, batches
 /// have the file's sizes.
 pub fn configure(mut layers: Layers) -> Result<RunConfig> {
     if let Some(init) = layers.text("train", "init") {
         let init = Path::new(&init);
-        if let Some(key) = layers.says(MODEL_TABLES, OF_TRAINING) {
+        if let Some(key) = layers.says(OF_MODEL, OF_TRAINING) {
             return Err(TrainError::Conflict(format!(
                 "{key} cannot be set with --init: the model is what {} says it is",
                 init.display()
@@ -109,6 +116,7 @@ struct Parts {
     fed: Fed,
     decoder: Decoder,
     adamw: AdamW,
+    balancing: Balancing,
     progress: Progress,
     alarms: Alarms,
     extra: Vec<PathBuf>,
@@ -122,6 +130,7 @@ impl Parts {
             folder,
             decoder: self.decoder,
             adamw: self.adamw,
+            balancing: self.balancing,
             progress: self.progress,
             alarms: self.alarms,
             source: self.fed.source,
@@ -139,6 +148,8 @@ struct Fed {
     tokenizer: Option<TextTokenizer>,
     report: Option<Report>,
     key: String,
+    /// How often each token occurs in what is trained on, where a router asks; else nothing.
+    token_counts: Vec<u64>,
 }
 
 /// A new run.
@@ -169,10 +180,12 @@ fn begin(
     };
     let spec = complete(spec, &config, fed.tokenizer.as_ref());
     config.make_paths_absolute()?;
-    let values = match start {
-        Some(model) => model.params,
+    let mut notes = Vec::new();
+    let mut values = match start {
+        Some(model) => start_from(model, &spec, config.train.seed, &mut notes),
         None => initial_values(&spec, config.train.seed),
     };
+    fill_tables(&spec, &mut values, &fed.token_counts);
     let decoder = Decoder::new(&spec, values, true)?;
     // A layout that cannot say the model is refused now, not at the first checkpoint.
     senmon_models::families::config_json(&spec, &config.model.family)?;
@@ -208,10 +221,11 @@ fn begin(
         data: fed.key.clone(),
     };
     let adamw = AdamW::new(&decoder);
+    let balancing = Balancing::new(&config);
     let alarms = Alarms::new(AlarmBounds::default(), &config);
-    let notes = config.warnings();
-    state::save(folder, &decoder, &adamw, &progress, &alarms, &config.model.family, &extra)?;
-    Ok(Parts { config, fed, decoder, adamw, progress, alarms, extra, notes })
+    notes.extend(config.warnings());
+    state::save(folder, &decoder, &adamw, &balancing, &progress, &alarms, &config.model.family, &extra)?;
+    Ok(Parts { config, fed, decoder, adamw, balancing, progress, alarms, extra, notes })
 }
 
 /// An earlier run.
@@ -253,7 +267,9 @@ fn go_on(
     let extra = names.map(|name| root.join(name)).collect();
     let progress = Progress { simd, data: fed.key.clone(), ..resumed.progress };
     let (decoder, adamw, alarms) = (resumed.decoder, resumed.adamw, resumed.alarms);
-    Ok(Parts { config, fed, decoder, adamw, progress, alarms, extra, notes })
+    let mut balancing = Balancing::new(&config);
+    balancing.restore(resumed.multiplier);
+    Ok(Parts { config, fed, decoder, adamw, balancing, progress, alarms, extra, notes })
 }
 
 /// Opens the text or the batches. `vocab` is the model's, where it is there already.
@@ -273,7 +289,16 @@ fn feed(
         config.check()?;
         let bytes: Vec<u8> = source.tokens().iter().flat_map(|token| token.to_le_bytes()).collect();
         let key = format!("batches {}", blake3::hash(&bytes).to_hex());
-        return Ok(Fed { source: Box::new(source), eval: None, tokenizer: None, report: None, key });
+        let mut token_counts = vec![0; vocab];
+        source.tokens().iter().for_each(|token| token_counts[*token as usize] += 1);
+        return Ok(Fed {
+            source: Box::new(source),
+            eval: None,
+            tokenizer: None,
+            report: None,
+            key,
+            token_counts,
+        });
     }
     let data = Dataset::open(&config.data, cache, progress)?;
     let tokens = data.tokenizer().vocab_size();
@@ -300,14 +325,83 @@ fn feed(
     let source = Windows { data, batch: t.batch, sequence: t.sequence, seed: t.seed };
     // Text that is too short for a window is told now.
     source.micro_batch(0)?;
-    Ok(Fed { source: Box::new(source), eval, tokenizer: Some(tokenizer), report: Some(report), key })
+    let by_id = senmon_moe::router::kind(&config.router.kind).is_ok_and(|kind| kind.by_token_id);
+    let mut token_counts = vec![0; if by_id { tokens } else { 0 }];
+    for index in 0..if by_id { COUNTED_BATCHES } else { 0 } {
+        source.micro_batch(index)?.tokens.iter().for_each(|token| token_counts[*token as usize] += 1);
+    }
+    let (tokenizer, report) = (Some(tokenizer), Some(report));
+    Ok(Fed { source: Box::new(source), eval, tokenizer, report, key, token_counts })
 }
 
-/// What only the tokenizer and the training part of the configuration know of a model.
+/// The values of `spec` from a model whose router may be another: parameters of the same name and shape are kept, the others begin anew.
+fn start_from(
+    model: checkpoint::Checkpoint,
+    spec: &ModelSpec,
+    seed: u64,
+    notes: &mut Vec<String>,
+) -> Vec<Vec<f32>> {
+    if model.spec.layers == spec.layers {
+        return model.params;
+    }
+    let defs = param_defs(spec);
+    let found = param_defs(&model.spec).into_iter().map(|def| (def.name, def.shape)).zip(model.params);
+    let mut found: HashMap<(String, Vec<usize>), Vec<f32>> = found.collect();
+    let mut anew = Vec::new();
+    let values = defs
+        .iter()
+        .zip(initial_values(spec, seed))
+        .map(|(def, fresh)| {
+            found.remove(&(def.name.clone(), def.shape.clone())).unwrap_or_else(|| {
+                anew.push(def.name.as_str());
+                fresh
+            })
+        })
+        .collect();
+    let kinds = |spec: &ModelSpec| spec.first_moe().map_or_else(String::new, |moe| moe.router.kind.clone());
+    let names = |names: &[&str]| match names {
+        [] => "nothing".to_owned(),
+        names if names.len() <= 4 => names.join(", "),
+        names => format!("{} and {} more", names[..3].join(", "), names.len() - 3),
+    };
+    let mut gone: Vec<&str> = found.keys().map(|(name, _)| name.as_str()).collect();
+    gone.sort_unstable();
+    notes.push(format!(
+        "the router goes from {:?} to {:?}: {} of {} parameters are kept; anew: {}; left out: {}",
+        kinds(&model.spec),
+        kinds(spec),
+        defs.len() - anew.len(),
+        defs.len(),
+        names(&anew),
+        names(&gone)
+    ));
+    values
+}
+
+/// Makes the tables of routers that go by token ids, where they are still empty: balanced by how often each token occurs.
+fn fill_tables(spec: &ModelSpec, values: &mut [Vec<f32>], counts: &[u64]) {
+    for (def, values) in param_defs(spec).iter().zip(values) {
+        let Some(layer) = def.name.strip_suffix(".router_table") else { continue };
+        let layer: Option<usize> = layer.strip_prefix("layers.").and_then(|layer| layer.parse().ok());
+        let Some(FfnSpec::Moe(moe)) = layer.and_then(|layer| spec.layers.get(layer)) else { continue };
+        if values.iter().all(|expert| *expert == 0.0) {
+            let mut counts = counts.to_vec();
+            counts.resize(spec.vocab, 0);
+            *values = balanced_table(&counts, moe.experts, moe.top_k);
+        }
+    }
+}
+
+/// What only the tokenizer and the configuration know of a model: its special tokens, and how its router is to be.
 fn complete(mut spec: ModelSpec, config: &RunConfig, tokenizer: Option<&TextTokenizer>) -> ModelSpec {
     for layer in &mut spec.layers {
         if let FfnSpec::Moe(moe) = layer {
-            moe.router.jitter = config.router.jitter;
+            let slots = moe.router.slots;
+            moe.router = config.router.clone();
+            if moe.router.kind == "soft" && moe.router.slots == 0 {
+                moe.router.slots =
+                    if slots > 0 { slots } else { config.train.sequence.div_ceil(moe.experts.max(1)) };
+            }
         }
     }
     if let Some(eos) = tokenizer.and_then(TextTokenizer::eos)

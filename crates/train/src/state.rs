@@ -13,6 +13,7 @@ use senmon_models::spec::{FfnSpec, ModelSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::alarms::Alarms;
+use crate::balancing::Balancing;
 use crate::error::{Result, TrainError};
 use crate::folder::{Checkpoint, PUBLISHING, RunFolder};
 use crate::step::AdamW;
@@ -20,6 +21,7 @@ use crate::step::AdamW;
 /// The folder of the state within a checkpoint.
 pub const STATE: &str = "state";
 const OPTIMIZER: &str = "optimizer.safetensors";
+const BALANCE: &str = "balance.safetensors";
 const PROGRESS: &str = "progress.json";
 const ALARMS: &str = "alarms.json";
 
@@ -51,6 +53,8 @@ pub struct Resumed {
     pub decoder: Decoder,
     /// Its optimiser.
     pub adamw: AdamW,
+    /// The coefficient of `l1`, where it was saved.
+    pub multiplier: Option<f64>,
     /// Where the run stands.
     pub progress: Progress,
     /// What it has noticed.
@@ -62,6 +66,7 @@ pub fn save(
     folder: &RunFolder,
     decoder: &Decoder,
     adamw: &AdamW,
+    balancing: &Balancing,
     progress: &Progress,
     alarms: &Alarms,
     family: &str,
@@ -79,6 +84,7 @@ pub fn save(
     let state = path.join(STATE);
     fs::create_dir_all(&state).map_err(TrainError::io("create", &state))?;
     write_moments(&state.join(OPTIMIZER), decoder, adamw)?;
+    write_balance(&state.join(BALANCE), decoder, balancing)?;
     write_json(&state.join(PROGRESS), progress)?;
     write_json(&state.join(ALARMS), alarms)?;
     let checkpoint = pending.commit()?;
@@ -170,7 +176,73 @@ pub fn load(
     }
     let adamw = read_moments(&state.join(OPTIMIZER), &spec, progress.step)?;
     let decoder = Decoder::new(&spec, loaded.params, true)?;
-    Ok(Resumed { decoder, adamw, progress, alarms })
+    let multiplier = read_balance(&state.join(BALANCE), &decoder)?;
+    Ok(Resumed { decoder, adamw, multiplier, progress, alarms })
+}
+
+/// Name of the running means of a layer's experts.
+fn means_name(layer: usize) -> String {
+    format!("layers.{layer}.running_means")
+}
+
+/// Writes what balancing goes by beyond the model: the coefficient of `l1`, and the running means of experts; no file where there is neither.
+fn write_balance(path: &Path, decoder: &Decoder, balancing: &Balancing) -> Result<()> {
+    let broken = |reason: String| TrainError::State { path: path.to_owned(), reason };
+    let mut tensors: Vec<(String, Dtype, Vec<u8>, Vec<usize>)> = Vec::new();
+    if let Some(multiplier) = balancing.saved() {
+        tensors.push(("multiplier".into(), Dtype::F64, multiplier.to_le_bytes().to_vec(), vec![1]));
+    }
+    for (layer, moe) in decoder.moe_layers() {
+        if let Some(means) = moe.running().values() {
+            let shape = vec![moe.config().experts, moe.config().inner()];
+            let bytes = means.iter().flat_map(|mean| mean.to_le_bytes()).collect();
+            tensors.push((means_name(layer), Dtype::F32, bytes, shape));
+        }
+    }
+    if tensors.is_empty() {
+        return Ok(());
+    }
+    let views = tensors
+        .iter()
+        .map(|(name, dtype, bytes, shape)| {
+            let view = TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| broken(e.to_string()))?;
+            Ok((name.as_str(), view))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let file = safetensors::serialize(views, None).map_err(|e| broken(e.to_string()))?;
+    crate::folder::write_whole(path, &file)
+}
+
+/// Reads it back, into the decoder's layers; the coefficient of `l1`, if it is there.
+fn read_balance(path: &Path, decoder: &Decoder) -> Result<Option<f64>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let broken = |reason: String| TrainError::State { path: path.to_owned(), reason };
+    let bytes = fs::read(path).map_err(TrainError::io("read", path))?;
+    let tensors = SafeTensors::deserialize(&bytes)
+        .map_err(|e| broken(format!("is not a whole balancing state ({e})")))?;
+    for (layer, moe) in decoder.moe_layers() {
+        if let Ok(view) = tensors.tensor(&means_name(layer)) {
+            let shape = [moe.config().experts, moe.config().inner()];
+            if view.dtype() != Dtype::F32 || view.shape() != shape {
+                return Err(broken(format!(
+                    "{} is {:?}, expected {shape:?}",
+                    means_name(layer),
+                    view.shape()
+                )));
+            }
+            let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            moe.running().restore(values.collect());
+        }
+    }
+    let Ok(view) = tensors.tensor("multiplier") else { return Ok(None) };
+    match (view.dtype(), <[u8; 8]>::try_from(view.data())) {
+        (Dtype::F64, Ok(bytes)) if f64::from_le_bytes(bytes).is_finite() => {
+            Ok(Some(f64::from_le_bytes(bytes)))
+        }
+        _ => Err(broken("multiplier is not one finite number".into())),
+    }
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {

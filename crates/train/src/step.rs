@@ -1,12 +1,15 @@
-//! One optimiser step: micro-batches, their gradients summed in a fixed tree, clipping, AdamW, the selection bias.
+//! One optimiser step: micro-batches, their gradients summed in a fixed tree, clipping, AdamW, balancing.
 
 use std::collections::BTreeMap;
 
 use senmon_kernels::buffers::Buffer;
 use senmon_kernels::{optimizer, residual};
 use senmon_models::decoder::{Decoder, Pass, Slot};
-use senmon_moe::{BalanceConfig, Param, balance};
+use senmon_moe::config::Scope;
+use senmon_moe::layer::Wants;
+use senmon_moe::{Param, balance};
 
+use crate::balancing::{Balancing, Seen};
 use crate::config::OptimizerConfig;
 use crate::error::{Result, TrainError};
 use crate::observer::LayerStats;
@@ -179,7 +182,7 @@ impl GradientTree {
 pub fn step(
     decoder: &Decoder,
     adamw: &mut AdamW,
-    balance: &BalanceConfig,
+    balancing: &mut Balancing,
     config: &OptimizerConfig,
     step: u64,
     lr: f64,
@@ -191,21 +194,52 @@ pub fn step(
     let bad = |what: String| TrainError::NonFinite { step, what, advice: advice.to_owned() };
     let share = 1.0 / accumulate as f64;
     let mut outcome = StepOutcome::default();
-    let mut loads: BTreeMap<usize, (Vec<u64>, u64)> = BTreeMap::new();
-    let mut tree = GradientTree::default();
+    let mut batches = Vec::with_capacity(accumulate);
     for micro in 0..accumulate {
-        let batch = next(micro)?;
-        let (tokens, targets) = batch.split();
-        let number = (step - 1) * accumulate as u64 + micro as u64;
-        let mut pass = Pass { train: true, seed, step: number, ..Pass::default() };
-        let (loss, routings) = decoder.loss(&tokens, &targets, batch.batch, Some(share as f32), &mut pass)?;
-        for (layer, routing) in &routings {
-            let (counts, drops) = loads.entry(*layer).or_insert_with(|| (vec![0; routing.load.len()], 0));
-            counts.iter_mut().zip(&routing.load).for_each(|(sum, count)| *sum += u64::from(*count));
-            *drops += routing.dropped as u64;
+        batches.push(next(micro)?);
+    }
+    let balance = balancing.config.clone();
+    let wants = Wants {
+        distance: balance.distill != 0.0 && !balancing.consistent,
+        dense_gradient: balance.dense_gradient,
+    };
+    let firsts: Vec<u64> = batches
+        .iter()
+        .scan(0, |sum, batch| {
+            let first = *sum;
+            *sum += (batch.tokens.len() - batch.batch) as u64;
+            Some(first)
+        })
+        .collect();
+    // The picks of the whole step, where a loss goes by them: once through without gradients.
+    let counts = match balance.scope == Scope::Global && balance.aux != 0.0 && accumulate > 1 {
+        false => None,
+        true => {
+            let mut sums: Vec<Vec<u64>> = Vec::new();
+            for (batch, first_token) in batches.iter().zip(&firsts) {
+                let (tokens, _) = batch.split();
+                let mut pass = Pass { train: true, seed, step, first_token: *first_token, ..Pass::default() };
+                let (_, routings) = decoder.forward(&tokens, batch.batch, &mut pass)?;
+                sums.resize_with(routings.len(), Vec::new);
+                for (sum, (_, routing)) in sums.iter_mut().zip(&routings) {
+                    let counted = balance::counted(routing, &balance);
+                    sum.resize(counted.len(), 0);
+                    sum.iter_mut().zip(counted).for_each(|(sum, count)| *sum += u64::from(*count));
+                }
+            }
+            Some(sums)
         }
+    };
+    let around = balance::Around { counts: counts.as_deref(), multiplier: balancing.multiplier() };
+    let mut seen = Seen::default();
+    let mut tree = GradientTree::default();
+    for (micro, batch) in batches.iter().enumerate() {
+        let (tokens, targets) = batch.split();
+        let mut pass = Pass { train: true, seed, step, first_token: firsts[micro], wants, ..Pass::default() };
+        let (loss, routings) = decoder.loss(&tokens, &targets, batch.batch, Some(share as f32), &mut pass)?;
+        seen.add(&routings, balance.quantile)?;
         let routings: Vec<_> = routings.into_iter().map(|(_, routing)| routing).collect();
-        let terms = balance::losses(&routings, balance)?;
+        let terms = balance::losses_of(&routings, &balance, around)?;
         let mean = f64::from(loss.mean.to_scalar::<f32>()?);
         if !mean.is_finite() {
             return Err(bad("the loss".into()));
@@ -231,16 +265,8 @@ pub fn step(
         _ => 1.0,
     };
     adamw.apply(decoder, config, lr, clip_factor)?;
-    if balance.bias_rate != 0.0 {
-        for (layer, bias) in decoder.selection_biases() {
-            if let Some((counts, _)) = loads.get(&layer) {
-                bias.update(|bias| balance::step_bias(bias, counts, balance.bias_rate, balance.recentre));
-            }
-        }
-    }
-    outcome.layers = loads
-        .iter()
-        .map(|(layer, (counts, drops))| LayerStats::from_counts(*layer, counts, *drops))
-        .collect();
+    balancing.step(decoder, &seen);
+    outcome.layers =
+        seen.layers.iter().map(|(layer, of)| LayerStats::from_counts(*layer, &of.load, of.dropped)).collect();
     Ok(outcome)
 }

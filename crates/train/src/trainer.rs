@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use senmon_models::decoder::Decoder;
 
 use crate::alarms::Alarms;
+use crate::balancing::Balancing;
 use crate::config::RunConfig;
 use crate::error::{Result, TrainError};
 use crate::eval::{EvalText, evaluate};
@@ -48,6 +49,8 @@ pub struct Trainer {
     pub decoder: Decoder,
     /// Its optimiser.
     pub adamw: AdamW,
+    /// How its load is kept even.
+    pub balancing: Balancing,
     /// Where it stands.
     pub progress: Progress,
     /// What it has noticed.
@@ -130,7 +133,7 @@ impl Trainer {
             let outcome = step(
                 &self.decoder,
                 &mut self.adamw,
-                &config.balance,
+                &mut self.balancing,
                 &config.optimizer,
                 number,
                 lr,
@@ -217,6 +220,7 @@ impl Trainer {
             &self.folder,
             &self.decoder,
             &self.adamw,
+            &self.balancing,
             &self.progress,
             &self.alarms,
             &self.config.model.family,

@@ -105,7 +105,7 @@ impl Decoder {
                 Attention::Heads(block) => block.forward_cached(&x, &mut sequences)?,
                 Attention::Latent(block) => block.forward_cached(&x, &mut sequences)?,
             };
-            x = self.ffn(l, &x, pass, &mut routings)?.detach();
+            x = self.ffn(l, &x, &all, 1, pass, &mut routings)?.detach();
         }
         for (tokens, cache) in tokens.iter().zip(caches) {
             cache.len += tokens.len();

@@ -554,6 +554,11 @@ pub fn expect_decoder(spec: &ModelSpec, qk_norm: QkNorm, words: Words) -> std::r
         ),
     ];
     for layer in &spec.layers {
+        if let FfnSpec::Moe(moe) = layer
+            && let Some(what) = moe.beyond_layouts()
+        {
+            return Err(what);
+        }
         let clamped = |mlp: &MlpSpec| matches!(mlp.activation, Activation::Clamped { .. });
         let odd = match layer {
             FfnSpec::Dense(mlp) if mlp.bias && !words.mlp_bias => Some("biases of MLPs"),

@@ -98,12 +98,15 @@ pub(super) fn select_biased(
 ) -> Result<(Vec<u32>, Option<Vec<u32>>)> {
     let (_, experts) = scores.dims2()?;
     let pick = |scores: &[f32]| select(scores, experts, input.top_k, groups);
+    // Of all experts, whatever the groups (DeepSeek-V3, equation 18).
+    let unbiased =
+        |scores: &[f32]| select(scores, experts, input.top_k, Groups { top: groups.groups, ..groups });
     Ok(match (input.forced, input.bias) {
         (Some(forced), _) => (forced.to_vec(), None),
         (None, Some(bias)) => read(scores, |scores| {
             let rows = scores.chunks_exact(experts);
             let biased: Vec<f32> = rows.flat_map(|row| row.iter().zip(bias).map(|(s, b)| s + b)).collect();
-            (pick(&biased), Some(pick(scores)))
+            (pick(&biased), Some(unbiased(scores)))
         })?,
         (None, None) => (read(scores, pick)?, None),
     })

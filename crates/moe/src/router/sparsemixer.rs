@@ -2,14 +2,21 @@
 //!
 //! First pick i = argmax z; its weight is the softmax at i over the experts j with (z_i - z_j) / max(|z_j|, z_i) ≤ 2ε. Second
 //! pick: the same without i (the ones left out are measured against the second greatest). ε is `sparsemixer_eps`; the weights
-//! are not normalised. This is the evaluation form of SparseMixer (2310.00811, 2409.12136), as transformers' `phimoe` has it.
+//! are not normalised. In training each pick is drawn from its softmax; a pick that is not the greatest has its weight cut to a third in three
+//! of four cases, and the gradient is that of the softmax (Heun's third-order estimate). Sources: SparseMixer (2310.00811),
+//! SparseMixer-v2 (2409.12136), as transformers' `phimoe` has them.
 
-use super::{Choice, RouteInput, Router, gather};
+use super::{Choice, RouteInput, Router, gather, only};
 use crate::config::RouterConfig;
-use crate::error::{MoeError, Result};
+use crate::error::Result;
+use crate::rng::Purpose;
 use crate::tensor::read;
 use candle_core::{D, Tensor};
 use candle_nn::ops::softmax;
+
+/// Factor on the weight of a pick whose gradient needs it, and how rarely it is left out.
+const CUT: f32 = 0.3333;
+const UNCUT: f32 = 0.75;
 
 #[derive(Debug)]
 pub(super) struct SparseMixer {
@@ -18,35 +25,41 @@ pub(super) struct SparseMixer {
 
 impl SparseMixer {
     pub(super) fn build(config: &RouterConfig, _experts: usize, top_k: usize) -> Result<Box<dyn Router>> {
-        if top_k != 2 {
-            let what = format!("router.kind = \"sparsemixer\" picks two experts; experts.top_k is {top_k}");
-            return Err(MoeError::Config { what });
-        }
+        only("sparsemixer", "picks two experts", 2, top_k)?;
         Ok(Box::new(Self { eps: config.sparsemixer_eps as f32 }))
     }
 
-    /// The picks \[2\] of a row, and for each what is added to the logits before its softmax: 0 or -∞.
-    fn row(&self, z: &[f32], forced: Option<&[u32]>, masks: [&mut [f32]; 2]) -> [u32; 2] {
-        let mut picks: [u32; 2] = [0; 2];
+    /// The picks \[2\] of token `t`, for each what is added to the logits before its softmax (0 or -∞), and the factor on its weight.
+    fn row(&self, t: usize, z: &[f32], input: &RouteInput, masks: [&mut [f32]; 2]) -> [(u32, f32); 2] {
+        let mut picks = [(0, 1.0); 2];
         let mut first = None;
+        let purposes = [Purpose::Pick, Purpose::Second];
         for (n, mask) in masks.into_iter().enumerate() {
             let left = |j: usize| Some(j) != first;
-            let pick = match forced {
-                Some(forced) => forced[n] as usize,
-                None => (0..z.len())
-                    .filter(|&j| left(j))
-                    .fold(None, |best: Option<usize>, j| match best {
-                        Some(best) if z[j] <= z[best] || z[j].is_nan() => Some(best),
-                        _ => Some(j),
-                    })
-                    .unwrap_or(0),
+            let greatest = |value: &dyn Fn(usize) -> f32| {
+                (0..z.len()).filter(|j| left(*j)).fold(None, |best: Option<usize>, j| match best {
+                    Some(best) if value(j) <= value(best) || value(j).is_nan() => Some(best),
+                    _ => Some(j),
+                })
             };
-            let threshold = z.get(pick).copied().unwrap_or(0.0);
+            let best = greatest(&|j| z[j]).unwrap_or(0);
+            let threshold = z[best];
             for (j, mask) in mask.iter_mut().enumerate() {
                 let far = (threshold - z[j]) / z[j].abs().max(threshold) > 2.0 * self.eps;
                 *mask = if far || !left(j) { f32::NEG_INFINITY } else { 0.0 };
             }
-            picks[n] = pick as u32;
+            let drawn = || {
+                // The greatest of z + Gumbel noise is a draw from the softmax.
+                let noise = |j| -input.draws.exponential(purposes[n], t, j, z.len()).ln();
+                greatest(&|j| z[j] + mask[j] + noise(j)).unwrap_or(best)
+            };
+            let pick = match input.forced {
+                Some(forced) => forced[2 * t + n] as usize,
+                None if input.train => drawn(),
+                None => best,
+            };
+            let uncut = !input.train || pick == best || input.draws.uniform(Purpose::Keep, t, n, 2) > UNCUT;
+            picks[n] = (pick as u32, if uncut { 1.0 } else { CUT });
             first = Some(pick);
         }
         picks
@@ -57,24 +70,23 @@ impl Router for SparseMixer {
     fn choose(&self, logits: &Tensor, input: &RouteInput) -> Result<Choice> {
         let (tokens, experts) = logits.dims2()?;
         let (mut first, mut second) = (vec![0.0; tokens * experts], vec![0.0; tokens * experts]);
-        let picks: Vec<u32> = read(logits, |z| {
+        let (picks, factors): (Vec<u32>, Vec<f32>) = read(logits, |z| {
             let masks = first.chunks_exact_mut(experts).zip(second.chunks_exact_mut(experts));
-            z.chunks_exact(experts)
-                .zip(masks)
-                .enumerate()
-                .flat_map(|(t, (z, (first, second)))| {
-                    let forced = input.forced.map(|forced| &forced[2 * t..2 * t + 2]);
-                    self.row(z, forced, [first, second])
-                })
-                .collect()
+            let rows = z.chunks_exact(experts).zip(masks).enumerate();
+            rows.flat_map(|(t, (z, (first, second)))| self.row(t, z, input, [first, second])).unzip()
         })?;
         let column = |mask: Vec<f32>, n: usize| -> Result<Tensor> {
             let mask = Tensor::from_vec(mask, (tokens, experts), logits.device())?;
             let pick: Vec<u32> = picks.iter().skip(n).step_by(2).copied().collect();
             gather(&softmax(&(logits + mask)?, D::Minus1)?, &pick, 1)
         };
-        let weights = Tensor::cat(&[column(first, 0)?, column(second, 1)?], 1)?;
-        let scores = softmax(logits, D::Minus1)?;
-        Ok(Choice { experts: picks, weights, scores, unbiased: None })
+        let mut weights = Tensor::cat(&[column(first, 0)?, column(second, 1)?], 1)?;
+        if factors.iter().any(|factor| *factor != 1.0) {
+            // The value is cut, the gradient is that of the whole.
+            let cut = Tensor::from_vec(factors, (tokens, 2), logits.device())?;
+            let value = weights.detach();
+            weights = (weights + ((&value * cut)? - &value)?)?;
+        }
+        Choice::new(picks, weights, softmax(logits, D::Minus1)?)
     }
 }

@@ -1,16 +1,16 @@
-//! Softmax routers: `topk_pre`, `topk_post` and `switch`.
+//! Routers that take the k greatest logits: `topk_pre`, `topk_post`, `switch` and `sigmoid_input`.
 //!
 //! z = logits \[T, E\], p = softmax(z). `topk_pre`: the k greatest p, weights p_i, divided by their sum when `normalize`;
-//! `topk_post`: the k greatest z, weights softmax over them; `switch`: k = 1, weight p. Groups are ranked by their
-//! greatest p (DeepSeek-V2).
+//! `topk_post`: the k greatest z, weights softmax over them; `switch`: k = 1, weight p; `sigmoid_input`: the k greatest z, and
+//! σ(z_i) multiplies what expert i is given (Llama 4). Groups are ranked by their greatest p (DeepSeek-V2).
 
 use super::select::{Groups, select};
-use super::{Choice, RouteInput, Router, gather};
+use super::{Choice, RouteInput, Router, gather, normalized, only, scaled};
 use crate::config::{GroupMask, RouterConfig};
-use crate::error::{MoeError, Result};
+use crate::error::Result;
 use crate::tensor::read;
 use candle_core::{D, Tensor};
-use candle_nn::ops::softmax;
+use candle_nn::ops::{sigmoid, softmax};
 
 #[derive(Clone, Copy, Debug)]
 enum Weights {
@@ -20,9 +20,11 @@ enum Weights {
     Normalized,
     /// softmax over the picked logits.
     Picked,
+    /// σ(z_i), for the input.
+    Sigmoid,
 }
 
-/// A softmax router.
+/// A router by the greatest logits.
 #[derive(Debug)]
 pub(super) struct TopK {
     weights: Weights,
@@ -46,12 +48,32 @@ impl TopK {
     }
 
     pub(super) fn switch(config: &RouterConfig, _experts: usize, top_k: usize) -> Result<Box<dyn Router>> {
-        if top_k != 1 {
-            let what = format!("router.kind = \"switch\" has one expert per token; experts.top_k is {top_k}");
-            return Err(MoeError::Config { what });
-        }
+        only("switch", "has one expert per token", 1, top_k)?;
         Self::of(Weights::Probability, config)
     }
+
+    pub(super) fn sigmoid_input(
+        config: &RouterConfig,
+        _experts: usize,
+        _top_k: usize,
+    ) -> Result<Box<dyn Router>> {
+        Self::of(Weights::Sigmoid, config)
+    }
+}
+
+/// Softmax over the picked logits: \[T, slots\]; 0 in empty slots.
+pub(super) fn picked_softmax(logits: &Tensor, picks: &[u32], slots: usize) -> Result<Tensor> {
+    let picked = gather(logits, picks, slots)?;
+    let experts = logits.dim(1)? as u32;
+    if picks.iter().all(|&e| e < experts) {
+        return Ok(softmax(&picked, D::Minus1)?);
+    }
+    let out: Vec<f32> = picks.iter().map(|&e| if e < experts { 0.0 } else { f32::NEG_INFINITY }).collect();
+    let out = Tensor::from_vec(out, picked.shape(), picked.device())?;
+    // A row with nothing in it is 0, not 0/0.
+    let greatest = (&picked + &out)?.max_keepdim(D::Minus1)?.maximum(f32::MIN)?.detach();
+    let exp = (picked + out)?.broadcast_sub(&greatest)?.exp()?;
+    normalized(exp, f32::MIN_POSITIVE)
 }
 
 impl Router for TopK {
@@ -68,12 +90,14 @@ impl Router for TopK {
         let weights = match self.weights {
             Weights::Probability => gather(&scores, &picks, input.top_k)?,
             Weights::Normalized => {
-                let picked = gather(&scores, &picks, input.top_k)?;
-                picked.broadcast_div(&picked.sum_keepdim(D::Minus1)?)?
+                let least = if input.forced.is_some() { f32::MIN_POSITIVE } else { 0.0 };
+                normalized(gather(&scores, &picks, input.top_k)?, least)?
             }
-            Weights::Picked => softmax(&gather(logits, &picks, input.top_k)?, D::Minus1)?,
+            Weights::Picked => picked_softmax(logits, &picks, input.top_k)?,
+            Weights::Sigmoid => sigmoid(&gather(logits, &picks, input.top_k)?)?,
         };
-        let weights = if self.scale == 1.0 { weights } else { (weights * self.scale)? };
-        Ok(Choice { experts: picks, weights, scores, unbiased: None })
+        let mut choice = Choice::new(picks, scaled(weights, self.scale)?, scores)?;
+        choice.weighs_input = matches!(self.weights, Weights::Sigmoid);
+        Ok(choice)
     }
 }

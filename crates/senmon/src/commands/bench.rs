@@ -14,8 +14,9 @@ use senmon_models::params::initial_values;
 use senmon_models::spec::{AttentionSpec, FfnSpec, MlpSpec, ModelSpec, MoeSpec};
 use senmon_moe::layer::MoeParams;
 use senmon_moe::rng::Stream;
-use senmon_moe::{BalanceConfig, Ctx, MoeConfig, MoeLayer, Param, RouterConfig, ops};
-use senmon_train::config::OptimizerConfig;
+use senmon_moe::{Ctx, MoeConfig, MoeLayer, Param, RouterConfig, ops};
+use senmon_train::balancing::Balancing;
+use senmon_train::config::{OptimizerConfig, RunConfig};
 use senmon_train::presets::{dense_twin_width, footprint};
 use senmon_train::step::{AdamW, MicroBatch, step};
 use serde::Serialize;
@@ -277,7 +278,7 @@ pub(super) fn train(args: BenchTrainArgs) -> Result<()> {
         let decoder = Decoder::new(&spec, initial_values(&spec, 0), true)?;
         let mut adamw = AdamW::new(&decoder);
         let (batch, vocab, width) = (args.batch, args.vocab as f32, args.sequence + 1);
-        let (balance, optimizer) = (BalanceConfig::default(), OptimizerConfig::default());
+        let (mut balancing, optimizer) = (Balancing::new(&RunConfig::default()), OptimizerConfig::default());
         let mut number = 0;
         cases.push(Case {
             name,
@@ -290,7 +291,7 @@ pub(super) fn train(args: BenchTrainArgs) -> Result<()> {
                 let draw = |i| ((stream.uniform(i) * vocab) as u32).min(vocab as u32 - 1);
                 let tokens: Vec<u32> = (0..(batch * width) as u64).map(draw).collect();
                 let mut next = |_| Ok(MicroBatch { tokens: tokens.clone(), batch });
-                step(&decoder, &mut adamw, &balance, &optimizer, number, 3e-4, 0, 1, &mut next, "")?;
+                step(&decoder, &mut adamw, &mut balancing, &optimizer, number, 3e-4, 0, 1, &mut next, "")?;
                 Ok(())
             }),
             seconds: Vec::new(),

@@ -10,6 +10,7 @@ mod inspect;
 mod logits;
 mod options;
 mod prompts;
+mod route;
 mod routing;
 mod text;
 mod train;
@@ -40,6 +41,7 @@ pub fn run(cli: Cli) -> Result<()> {
         }
         Command::Convert(args) => on_model(args, |args| (&mut args.from, &args.common), convert::run),
         Command::Logits(args) => on_model(args, |args| (&mut args.from, &args.common), logits::run),
+        Command::Route(args) => on_pool(&args.common.clone(), || route::run(&args)),
         Command::Inspect(args) => on_model(args, |args| (&mut args.from, &args.common), inspect::run),
         Command::Bench(Bench::Layer(args)) => on_pool(&args.common.clone(), || bench::layer(args)),
         Command::Bench(Bench::Train(args)) => on_pool(&args.common.clone(), || bench::train(args)),

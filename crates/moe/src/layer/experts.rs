@@ -1,0 +1,205 @@
+//! What the experts of a routing give, and what stands beside them.
+
+use super::route::Routed;
+use super::{Ctx, MoeLayer, Routing};
+use crate::config::DenseGradient;
+use crate::error::{MoeError, Result};
+use crate::ops;
+use crate::param::Param;
+use crate::rng::Purpose;
+use crate::tensor::read;
+use candle_core::{D, Tensor};
+use candle_nn::ops::softmax;
+use senmon_kernels::dispatch::{Dispatch, EMPTY};
+use std::sync::Arc;
+
+impl MoeLayer {
+    /// `y` \[T, L\] of `x` \[T, H\], which the router sees, and `inner` \[T, L\], which the experts do.
+    pub(super) fn routed(&self, x: &Tensor, inner: &Tensor, ctx: &Ctx) -> Result<(Tensor, Routing)> {
+        let Routed { mut routing, dispatch, weighs_input } = self.route_all(x, &self.logits(x, ctx)?, ctx)?;
+        let running = ctx.train && ctx.wants.dense_gradient == DenseGradient::Ema;
+        let mut y = if weighs_input || ctx.wants.distance || running {
+            let out = self.by_slot(inner, &routing, weighs_input, ctx)?;
+            if ctx.wants.distance {
+                routing.terms.push(("distill", distance(&out, &routing, self.config.experts)?));
+            }
+            if running {
+                let experts = routing.experts.iter().map(|e| *e as usize);
+                let width = inner.dim(1)?;
+                read(&out.flatten_all()?, |out| self.running.add(experts, out, width, self.config.experts))?;
+            }
+            match weighs_input {
+                true => out.sum(1)?,
+                false => out.broadcast_mul(&routing.weights.unsqueeze(2)?)?.sum(1)?,
+            }
+        } else {
+            let s = self.config.expert_shape();
+            let biases = self.params.expert_biases.as_ref();
+            let a = ops::gated_up(inner, &self.params.gate_up, biases.map(|b| &b.0), &dispatch, s)?;
+            let a = self.dropout(a, &dispatch, dispatch.slots, ctx)?;
+            ops::down_combine(&a, &self.params.down, biases.map(|b| &b.1), &routing.weights, &dispatch, s)?
+        };
+        if ctx.train {
+            y = match ctx.wants.dense_gradient {
+                DenseGradient::None => y,
+                DenseGradient::StraightThrough => (y + self.straight_through(inner, &routing)?)?,
+                DenseGradient::Ema => match self.running.values() {
+                    None => y,
+                    Some(means) => {
+                        let means =
+                            Tensor::from_vec(means, (self.config.experts, inner.dim(1)?), y.device())?;
+                        (y + self.unpicked(&routing)?.matmul(&means)?)?
+                    }
+                },
+            };
+        }
+        Ok((y, routing))
+    }
+
+    /// What each row \[N, L\] gets from the expert that `dispatch` (of one slot a row) sends it to: \[N, L\]; `slots` rows are of one token.
+    pub(super) fn outputs(
+        &self,
+        rows: &Tensor,
+        dispatch: &Arc<Dispatch>,
+        slots: usize,
+        ctx: &Ctx,
+    ) -> Result<Tensor> {
+        let s = self.config.expert_shape();
+        let biases = self.params.expert_biases.as_ref();
+        let a = ops::gated_up(rows, &self.params.gate_up, biases.map(|b| &b.0), dispatch, s)?;
+        let a = self.dropout(a, dispatch, slots, ctx)?;
+        Ok(ops::down(&a, &self.params.down, biases.map(|b| &b.1), dispatch, s)?)
+    }
+
+    /// What each slot's expert gives, before its weight: \[T, slots, L\]; 0 in slots without one. With `weighs_input` it is given the token times
+    /// the weight.
+    fn by_slot(&self, inner: &Tensor, routing: &Routing, weighs_input: bool, ctx: &Ctx) -> Result<Tensor> {
+        let (tokens, width) = inner.dims2()?;
+        let slots = routing.top_k;
+        let mut rows = inner.unsqueeze(1)?.broadcast_as((tokens, slots, width))?;
+        if weighs_input {
+            rows = rows.broadcast_mul(&routing.weights.unsqueeze(2)?)?;
+        }
+        let rows = rows.contiguous()?.reshape((tokens * slots, width))?;
+        let real = |e: &u32| if (*e as usize) < self.config.experts { *e } else { EMPTY };
+        let experts: Vec<u32> = routing.experts.iter().map(real).collect();
+        let dispatch = self.dispatch(&experts, 1)?;
+        Ok(self.outputs(&rows, &dispatch, slots, ctx)?.reshape((tokens, slots, width))?)
+    }
+
+    fn dispatch(&self, experts: &[u32], slots: usize) -> Result<Arc<Dispatch>> {
+        let dispatch = Dispatch::new(experts, slots, self.config.experts);
+        dispatch.map(Arc::new).ok_or_else(|| MoeError::Config {
+            what: format!("a routing of {} slots is too large", experts.len()),
+        })
+    }
+
+    /// Sets a share of the inner activations \[N, I\] to 0 while training, and scales the others up. `slots` of the dispatch are of one token.
+    fn dropout(&self, a: Tensor, dispatch: &Dispatch, slots: usize, ctx: &Ctx) -> Result<Tensor> {
+        let share = self.config.router.expert_dropout;
+        if !ctx.train || share == 0.0 {
+            return Ok(a);
+        }
+        let (rows, width) = a.dims2()?;
+        let (draws, keep) = (ctx.draws(), (1.0 / (1.0 - share)) as f32);
+        let factors: Vec<f32> = (0..rows * width)
+            .map(|at| {
+                let slot = dispatch.slot_of_row[at / width] as usize;
+                let (token, column) = (slot / slots, slot % slots * width + at % width);
+                let u = draws.uniform(Purpose::Dropout, token, column, slots * width);
+                if f64::from(u) < share { 0.0 } else { keep }
+            })
+            .collect();
+        Ok((&a * Tensor::from_vec(factors, a.shape(), a.device())?)?)
+    }
+
+    /// The scores of the real experts that were not picked, less themselves: 0, with their gradient, \[T, E\].
+    fn unpicked(&self, routing: &Routing) -> Result<Tensor> {
+        let (tokens, _) = routing.scores.dims2()?;
+        let experts = self.config.experts;
+        let mut open = vec![1.0f32; tokens * experts];
+        for (slot, pick) in routing.picked.iter().enumerate().filter(|(_, pick)| (**pick as usize) < experts)
+        {
+            open[slot / routing.top_k * experts + *pick as usize] = 0.0;
+        }
+        if let Some(mask) = &routing.mask {
+            let rows = open.chunks_exact_mut(experts).zip(mask).filter(|(_, counts)| !**counts);
+            rows.for_each(|(row, _)| row.fill(0.0));
+        }
+        let scores = routing.scores.narrow(1, 0, experts)?;
+        let open = Tensor::from_vec(open, (tokens, experts), scores.device())?;
+        Ok(((&scores - scores.detach())? * open)?)
+    }
+
+    /// 0, \[T, L\], with the gradient that the router would have if the experts that were not picked had been weighed by their scores (DenseMixer).
+    fn straight_through(&self, inner: &Tensor, routing: &Routing) -> Result<Tensor> {
+        let weights = self.unpicked(routing)?;
+        let (tokens, experts) = weights.dims2()?;
+        let mut others: Vec<u32> = (0..tokens).flat_map(|_| 0..experts as u32).collect();
+        for (slot, pick) in routing.picked.iter().enumerate().filter(|(_, pick)| (**pick as usize) < experts)
+        {
+            others[slot / routing.top_k * experts + *pick as usize] = EMPTY;
+        }
+        let (dispatch, s) = (self.dispatch(&others, experts)?, self.config.expert_shape());
+        let frozen = |param: &Param| Param::new(param.name(), param.tensor().detach());
+        let a = ops::gated_up(&inner.detach(), &frozen(&self.params.gate_up), None, &dispatch, s)?;
+        Ok(ops::down_combine(&a, &frozen(&self.params.down), None, &weights, &dispatch, s)?)
+    }
+
+    /// Adds to `y` \[T, H\] what the experts that compute nothing give, and mixes it with the dense MLP beside the experts.
+    pub(super) fn beyond(&self, mut y: Tensor, x: &Tensor, routing: &Routing) -> Result<Tensor> {
+        let (extras, e) = (&self.config.extras, self.config.experts);
+        let first = e + extras.zero;
+        let weight_of = |ids: std::ops::Range<usize>| -> Result<Tensor> {
+            let is: Vec<f32> = routing
+                .experts
+                .iter()
+                .map(|pick| f32::from(u8::from(ids.contains(&(*pick as usize)))))
+                .collect();
+            let is = Tensor::from_vec(is, routing.weights.shape(), x.device())?;
+            Ok((&routing.weights * is)?.sum_keepdim(1)?)
+        };
+        if extras.identity > 0 {
+            y = (y + x.broadcast_mul(&weight_of(first..first + extras.identity)?)?)?;
+        }
+        let constants = self.params.extra("constant.values").zip(self.params.extra("constant.mix"));
+        if let Some((values, mix)) = constants {
+            let n = extras.constant;
+            let first = first + extras.identity;
+            let weights = (0..n).map(|j| weight_of(first + j..first + j + 1)).collect::<Result<Vec<_>>>()?;
+            let weights = Tensor::cat(&weights, 1)?;
+            let alpha = softmax(&ops::linear(x, mix)?.reshape(((), n, 2))?, D::Minus1)?;
+            let of =
+                |which: usize| -> Result<Tensor> { Ok((&weights * alpha.narrow(2, which, 1)?.squeeze(2)?)?) };
+            y = (y + x.broadcast_mul(&of(0)?.sum_keepdim(1)?)?)?;
+            y = (y + ops::linear(&of(1)?, values)?)?;
+        }
+        if let (Some(up), Some(down), Some(mix), Some(bias)) = (
+            self.params.extra("residual.gate_up"),
+            self.params.extra("residual.down"),
+            self.params.extra("residual.mix"),
+            self.params.extra("residual.mix_bias"),
+        ) {
+            let dense = ops::mlp(x, up, down, self.config.residual_shape())?;
+            let mix = softmax(&ops::linear(x, mix)?.broadcast_add(&ops::watched(bias)?)?, D::Minus1)?;
+            y = (y.broadcast_mul(&mix.narrow(1, 0, 1)?)? + dense.broadcast_mul(&mix.narrow(1, 1, 1)?)?)?;
+        }
+        Ok(y)
+    }
+}
+
+/// Mean over tokens of the mean over pairs of a token's experts of the squared distance of their outputs \[T, slots, L\], by element.
+fn distance(out: &Tensor, routing: &Routing, experts: usize) -> Result<Tensor> {
+    let (tokens, slots, width) = out.dims3()?;
+    let real: Vec<f32> =
+        routing.experts.iter().map(|e| f32::from(u8::from((*e as usize) < experts))).collect();
+    let numbers: Vec<f32> = real.chunks_exact(slots).map(|row| row.iter().sum()).collect();
+    // Over n(n - 1)/2 pairs Σ|a - b|² is n·Σ|a|² - |Σa|².
+    let factor = |n: &f32| if *n > 1.0 { 2.0 / (n * (n - 1.0)) / width as f32 } else { 0.0 };
+    let factors: Vec<f32> = numbers.iter().map(factor).collect();
+    let column = |values: Vec<f32>| Tensor::from_vec(values, (tokens, 1), out.device());
+    let out = out.broadcast_mul(&Tensor::from_vec(real, (tokens, slots, 1), out.device())?)?;
+    let squares = out.sqr()?.sum(D::Minus1)?.sum_keepdim(1)?.mul(&column(numbers)?)?;
+    let pairs = (squares - out.sum(1)?.sqr()?.sum_keepdim(1)?)?;
+    Ok((pairs.mul(&column(factors)?)?.sum_all()? / routing.counted.max(1) as f64)?)
+}

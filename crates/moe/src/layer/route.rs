@@ -1,0 +1,325 @@
+//! From tokens to a routing: logits, choice, capacity, and what the balancing losses need.
+
+use super::{Ctx, MoeConfig, MoeLayer, Routing, SelectionBias};
+use crate::capacity::Capacity;
+use crate::config::{Drop, Noise};
+use crate::error::{MoeError, Result};
+use crate::ops;
+use crate::rng::{Draws, Purpose};
+use crate::router::{self, Choice, RouteInput, Router};
+use crate::tensor::read;
+use candle_core::{D, Tensor};
+use senmon_kernels::dispatch::{Dispatch, EMPTY};
+use std::sync::Arc;
+
+/// A routing, the dispatch that follows from it, and whether its weights are for the experts' inputs.
+pub(super) struct Routed {
+    pub routing: Routing,
+    pub dispatch: Arc<Dispatch>,
+    pub weighs_input: bool,
+}
+
+impl MoeLayer {
+    /// The logits of `x` \[T, H\], with the noise of training on the router's copy of it.
+    pub(super) fn logits(&self, x: &Tensor, ctx: &Ctx) -> Result<Tensor> {
+        let seen = match self.config.router.jitter {
+            jitter if ctx.train && jitter > 0.0 => jittered(x, jitter as f32, &ctx.draws())?,
+            _ => x.clone(),
+        };
+        let mut logits = ops::linear(&seen, &self.params.router)?;
+        if let Some(bias) = &self.params.router_bias {
+            logits = logits.broadcast_add(bias.tensor())?;
+        }
+        self.of_members(logits)
+    }
+
+    /// Leaves each part of the tokens the experts of its member: the tokens are M times the same, one member after another.
+    fn of_members(&self, logits: Tensor) -> Result<Tensor> {
+        let members = self.config.extras.members;
+        if members < 2 {
+            return Ok(logits);
+        }
+        let (tokens, experts) = logits.dims2()?;
+        if !tokens.is_multiple_of(members) {
+            let expected = format!("{members} times the same tokens, for experts.members = {members}");
+            return Err(MoeError::Shape { what: "the input of the layer", found: vec![tokens], expected });
+        }
+        let (part, size) = (tokens / members, experts / members);
+        let place = |at: usize| (at / experts / part.max(1), at % experts / size);
+        let out: Vec<f32> = (0..tokens * experts)
+            .map(|at| {
+                let (member, owner) = place(at);
+                if member == owner { 0.0 } else { f32::NEG_INFINITY }
+            })
+            .collect();
+        Ok((logits + Tensor::from_vec(out, (tokens, experts), &candle_core::Device::Cpu)?)?)
+    }
+
+    /// The choice of experts for `x` \[T, H\], and the dispatch that follows from it.
+    pub fn route(&self, x: &Tensor, ctx: &Ctx) -> Result<(Routing, Arc<Dispatch>)> {
+        let routed = self.route_all(x, &self.logits(x, ctx)?, ctx)?;
+        Ok((routed.routing, routed.dispatch))
+    }
+
+    pub(super) fn route_all(&self, x: &Tensor, logits: &Tensor, ctx: &Ctx) -> Result<Routed> {
+        let (p, r) = (&self.params, &self.config.router);
+        let noise_std = match p.extra("router_noise") {
+            Some(noise) if ctx.train && r.noise == Noise::Learned => {
+                Some(router::softplus(&ops::linear(x, noise)?)?)
+            }
+            _ => None,
+        };
+        let predicted = match p.extra("router_predictor") {
+            Some(predictor) => Some(ops::linear(&x.detach(), predictor)?),
+            None => None,
+        };
+        let bias = p.selection_bias.as_ref().map(SelectionBias::values);
+        let table = p.table.as_ref().map(SelectionBias::values);
+        let input = RouteInput {
+            top_k: self.config.top_k,
+            bias: bias.as_deref(),
+            forced: ctx.forced,
+            train: ctx.train,
+            draws: ctx.draws(),
+            noise_std: noise_std.as_ref(),
+            token_ids: ctx.token_ids,
+            table: table.as_deref(),
+            mask: ctx.mask,
+            together: 0,
+            predicted: predicted.as_ref(),
+        };
+        finish(&self.config, &*self.router, logits, &input, ctx.sequences)
+    }
+}
+
+impl Ctx<'_> {
+    pub(super) fn draws(&self) -> Draws<'static> {
+        Draws {
+            seed: self.seed,
+            step: self.step,
+            layer: self.layer as u64,
+            first: self.first_token,
+            given: &[],
+        }
+    }
+}
+
+/// Routes tokens by their logits \[T, columns\], as a layer does: the door for who has logits and no layer. `sequences` of equal length are the tokens; 0 is 1.
+pub fn route_logits(
+    config: &MoeConfig,
+    router: &dyn Router,
+    logits: &Tensor,
+    input: &RouteInput,
+    sequences: usize,
+) -> Result<Routing> {
+    Ok(finish(config, router, logits, input, sequences)?.routing)
+}
+
+fn finish(
+    config: &MoeConfig,
+    router: &dyn Router,
+    logits: &Tensor,
+    input: &RouteInput,
+    sequences: usize,
+) -> Result<Routed> {
+    let (tokens, columns) = logits.dims2()?;
+    let (e, r, sequences) = (config.choices(), &config.router, sequences.max(1));
+    let wanted = router::columns(r, e);
+    let shape = |what, found, expected| Err(MoeError::Shape { what, found, expected });
+    if columns != wanted {
+        return shape("the logits", vec![tokens, columns], format!("[T, {wanted}]"));
+    }
+    if let Some(forced) = input.forced
+        && (forced.is_empty() != (tokens == 0) || forced.len() % tokens.max(1) != 0)
+    {
+        return shape("the forced routing", vec![forced.len()], format!("[{tokens}, slots]"));
+    }
+    if let Some(mask) = input.mask
+        && mask.len() != tokens
+    {
+        return shape("the padding mask", vec![mask.len()], format!("[{tokens}]"));
+    }
+    let input = RouteInput { together: together(config, tokens, sequences), ..*input };
+    let mut choice = router.choose(logits, &input)?;
+    let slots = choice.slots;
+    if choice.experts.len() != tokens * slots {
+        return shape("the forced routing", vec![choice.experts.len()], format!("[{tokens}, {slots}]"));
+    }
+    let mask = match input.mask {
+        Some(mask) if mask.iter().any(|counts| !counts) => {
+            blank(&mut choice.experts, mask, slots);
+            if let Some(unbiased) = &mut choice.unbiased {
+                blank(unbiased, mask, input.top_k);
+            }
+            let mask: Vec<f32> = mask.iter().map(|counts| f32::from(*counts)).collect();
+            Some(Tensor::from_vec(mask, (tokens, 1), logits.device())?)
+        }
+        _ => None,
+    };
+    let counts = |t: usize| input.mask.is_none_or(|mask| mask[t]);
+    let counted = (0..tokens).filter(|t| counts(*t)).count();
+    if let Some(odd) = choice.experts.iter().find(|pick| **pick != EMPTY && **pick as usize >= e) {
+        return Err(MoeError::Config {
+            what: format!("the routing names expert {odd}, which is not one of {e}"),
+        });
+    }
+
+    let picked = choice.experts.clone();
+    let mut dropped = drop_beyond_capacity(config, &mut choice, &input, counts)?;
+    if let Some(capacity) = config.sequence_capacity {
+        let of_sequence = tokens.div_ceil(sequences).max(1) * slots;
+        for sequence in choice.experts.chunks_mut(of_sequence) {
+            dropped += drop_beyond(sequence, e, capacity);
+        }
+    }
+    if dropped > 0 {
+        choice.weights = if r.normalize_after_drop && input.forced.is_none() {
+            router.choose(logits, &RouteInput { forced: Some(&choice.experts), ..input })?.weights
+        } else {
+            let kept: Vec<f32> = choice.experts.iter().map(|e| f32::from(u8::from(*e != EMPTY))).collect();
+            (&choice.weights * Tensor::from_vec(kept, (tokens, slots), logits.device())?)?
+        };
+    }
+
+    // Means over the tokens that count.
+    let mean = |per_token: &Tensor| -> candle_core::Result<Tensor> {
+        let per_token = match &mask {
+            None => per_token.clone(),
+            Some(mask) => per_token.broadcast_mul(mask)?,
+        };
+        per_token.sum(0)? / counted.max(1) as f64
+    };
+    let scores_width = choice.scores.dim(1)?;
+    let entropy = read(&choice.scores, |scores| {
+        let rows = scores.chunks_exact(scores_width).enumerate().filter(|(t, _)| counts(*t));
+        let sum: f64 = rows.map(|(_, row)| row.iter().map(|p| entropy_term(*p)).sum::<f64>()).sum();
+        sum / counted.max(1) as f64
+    })?;
+    let mut terms = Vec::new();
+    for term in &choice.terms {
+        terms.push((term.name, mean(&term.per_token.unsqueeze(1)?)?.squeeze(0)?));
+    }
+    let real: Vec<u32> = choice
+        .experts
+        .iter()
+        .map(|&pick| if (pick as usize) < config.experts { pick } else { EMPTY })
+        .collect();
+    let dispatch = Dispatch::new(&real, slots, config.experts).ok_or_else(|| MoeError::Config {
+        what: format!("a routing of {} slots is too large", choice.experts.len()),
+    })?;
+    let first: Vec<u32> = picked.iter().step_by(slots).copied().collect();
+    let picked_load = count(&picked, e);
+    let open: u64 = picked_load.iter().map(|n| u64::from(*n)).sum();
+    let routing = Routing {
+        top_k: slots,
+        load: count(&choice.experts, e),
+        first_load: count(&first, e),
+        second_by_chance: r.kind == "gshard",
+        unbiased_load: choice.unbiased.as_ref().map(|picks| count(picks, e)),
+        unbiased: choice.unbiased,
+        mean_scores: mean(&choice.scores)?,
+        scores: choice.scores,
+        selection: choice.selection,
+        z: mean(&logits.log_sum_exp(D::Minus1)?.sqr()?.unsqueeze(1)?)?.squeeze(0)?,
+        entropy,
+        smooth_load: choice.smooth_load,
+        terms,
+        dropped,
+        shut: 1.0 - open as f64 / (counted * e).max(1) as f64,
+        counted,
+        mask: input.mask.map(<[bool]>::to_vec),
+        sequences,
+        logits: logits.clone(),
+        experts: choice.experts,
+        weights: choice.weights,
+        picked_load,
+        picked,
+    };
+    Ok(Routed { routing, dispatch: Arc::new(dispatch), weighs_input: choice.weighs_input })
+}
+
+/// Tokens that are routed together: a group, or the sequence for kinds that mix its tokens; 0 for all.
+pub(super) fn together(config: &MoeConfig, tokens: usize, sequences: usize) -> usize {
+    match (config.router.group_size, config.router.kind.as_str()) {
+        (0, "depth" | "soft") => tokens / sequences,
+        (size, _) => size,
+    }
+}
+
+/// Applies `router.capacity`, and says how many slots it emptied. The kinds that have a capacity of their own are left alone.
+fn drop_beyond_capacity(
+    config: &MoeConfig,
+    choice: &mut Choice,
+    input: &RouteInput,
+    counts: impl Fn(usize) -> bool,
+) -> Result<usize> {
+    let r = &config.router;
+    let factor = if input.train { r.capacity } else { r.eval_capacity };
+    if factor == 0.0 || matches!(r.kind.as_str(), "expert_choice" | "depth" | "soft") {
+        return Ok(0);
+    }
+    let capacity = Capacity {
+        factor,
+        top_k: input.top_k,
+        least: r.min_capacity,
+        group: r.group_size,
+        of: config.choices(),
+        drop: r.drop,
+        draws: input.draws,
+    };
+    let slots = choice.slots;
+    // An order of tokens goes by their scores; what is normalised after drops is not normalised yet.
+    let by_score = r.drop == Drop::Priority || r.drop == Drop::Gate && r.normalize_after_drop;
+    let scores = choice.selection.as_ref().unwrap_or(&choice.scores);
+    let ranks =
+        if by_score { router::gather(scores, &choice.experts, slots)? } else { choice.weights.clone() };
+    let picks = &mut choice.experts;
+    Ok(read(&ranks, |ranks| capacity.apply(picks, ranks, slots, config.experts, counts))?)
+}
+
+/// -p·ln p in f64.
+fn entropy_term(p: f32) -> f64 {
+    if p > 0.0 { -(p as f64) * (p as f64).ln() } else { 0.0 }
+}
+
+/// Empties the slots of the tokens that do not count.
+fn blank(experts: &mut [u32], mask: &[bool], slots: usize) {
+    for (slots, counts) in experts.chunks_exact_mut(slots).zip(mask) {
+        if !counts {
+            slots.fill(EMPTY);
+        }
+    }
+}
+
+/// Empties the slots beyond the first `capacity` of each expert, and says how many.
+fn drop_beyond(experts: &mut [u32], count: usize, capacity: usize) -> usize {
+    let (mut taken, mut dropped) = (vec![0; count], 0);
+    for slot in experts.iter_mut() {
+        let Some(taken) = taken.get_mut(*slot as usize) else { continue };
+        if *taken == capacity {
+            *slot = EMPTY;
+            dropped += 1;
+        } else {
+            *taken += 1;
+        }
+    }
+    dropped
+}
+
+/// Slots of each expert.
+pub(super) fn count(picks: &[u32], experts: usize) -> Vec<u32> {
+    let mut load = vec![0; experts];
+    for &expert in picks.iter().filter(|&&expert| expert != EMPTY) {
+        load[expert as usize] += 1;
+    }
+    load
+}
+
+/// The router's copy of `x`, multiplied by U(1 - jitter, 1 + jitter).
+fn jittered(x: &Tensor, jitter: f32, draws: &Draws) -> Result<Tensor> {
+    let (tokens, width) = x.dims2()?;
+    let noise: Vec<f32> = (0..tokens * width)
+        .map(|at| 1.0 + jitter * (2.0 * draws.uniform(Purpose::Jitter, at / width, at % width, width) - 1.0))
+        .collect();
+    Ok((x * Tensor::from_vec(noise, x.shape(), x.device())?)?)
+}
