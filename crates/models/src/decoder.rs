@@ -109,6 +109,9 @@ pub struct Pass<'a> {
     pub forced: Option<&'a HashMap<usize, Vec<u32>>>,
 }
 
+/// Sets the random numbers of a second pass apart from those of the first.
+const SECOND_PASS: u64 = 0x7468_6f72;
+
 /// The routing of one MoE layer.
 pub type LayerRouting = (usize, Routing);
 
@@ -344,6 +347,33 @@ impl Decoder {
         let ones = Tensor::full(self.spec.scales.logits as f32, (x.dim(0)?, 1), x.device())?;
         let x = Tensor::cat(&[&x, &ones], 1)?;
         Ok((ops::lm_loss(&x, &Param::new("head", head), targets, upstream)?, routings))
+    }
+
+    /// The loss of two passes of the same tokens that draw other experts, mean of both, and how far apart their predictions are
+    /// ([`ops::consistency`]), which enters what is minimised with the factor `distance`.
+    pub fn loss_of_two(
+        &self,
+        tokens: &[u32],
+        targets: &[u32],
+        batch: usize,
+        upstream: f32,
+        distance: f32,
+        pass: &mut Pass,
+    ) -> Result<(Tensor, Tensor, Vec<LayerRouting>)> {
+        if self.head_bias.is_some() || self.spec.scales.logits != 1.0 {
+            let what =
+                "two passes of one model are compared without a bias and a factor on its logits".into();
+            return Err(ModelError::Option { what });
+        }
+        let (x, routings) = self.forward(tokens, batch, pass)?;
+        let (step, first_token, wants) = (pass.step, pass.first_token, pass.wants);
+        let seed = pass.seed ^ SECOND_PASS;
+        let mut other = Pass { train: pass.train, seed, step, first_token, wants, ..Pass::default() };
+        let (y, _) = self.forward(tokens, batch, &mut other)?;
+        let one = ops::lm_loss(&x, &self.head, targets, Some(0.5 * upstream))?;
+        let two = ops::lm_loss(&y, &self.head, targets, Some(0.5 * upstream))?;
+        let mean = ((one.mean + two.mean)? * 0.5)?;
+        Ok((mean, ops::consistency(&x, &y, &self.head, distance)?, routings))
     }
 
     /// The feed-forward of layer `l` with its norm and residual sum.

@@ -85,7 +85,7 @@ fn total(layer: &MoeLayer, x: &Tensor, balance: &BalanceConfig, wants: Wants) ->
     let tokens = ids(x.dim(0).unwrap());
     let (y, routing) = layer.forward(x, &mut pass(&tokens, wants)).unwrap();
     let mut sum = (y * tensor(x.dims(), 10, 1.0)).unwrap().sum_all().unwrap();
-    let around = balance::Around { counts: None, multiplier: 0.3 };
+    let around = balance::Around { multiplier: 0.3, ..balance::Around::default() };
     for term in balance::losses_of(std::slice::from_ref(&routing), balance, around).unwrap() {
         sum = (sum + (term.value * term.coefficient).unwrap()).unwrap();
     }

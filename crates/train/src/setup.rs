@@ -56,7 +56,10 @@ pub fn configure(mut layers: Layers) -> Result<RunConfig> {
             )));
         }
         let (spec, family) = checkpoint::load_spec(init)?;
-        layers = layers.model(&spec, family.name)?;
+        // With another router it may be one that this layout cannot say.
+        let family =
+            if layers.says(&["router"], &["router.jitter"]).is_some() { "auto" } else { family.name };
+        layers = layers.model(&spec, family)?;
     }
     if let Some(batches) = layers.text("train", "batches") {
         let (batch, sequence) = ReplaySource::shape_of(Path::new(&batches))?;

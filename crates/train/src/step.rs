@@ -212,7 +212,8 @@ pub fn step(
         })
         .collect();
     // The picks of the whole step, where a loss goes by them: once through without gradients.
-    let counts = match balance.scope == Scope::Global && balance.aux != 0.0 && accumulate > 1 {
+    let counted = balance.aux != 0.0 || balancing.multiplier() != 0.0;
+    let counts = match balance.scope == Scope::Global && counted && accumulate > 1 {
         false => None,
         true => {
             let mut sums: Vec<Vec<u64>> = Vec::new();
@@ -230,23 +231,39 @@ pub fn step(
             Some(sums)
         }
     };
-    let around = balance::Around { counts: counts.as_deref(), multiplier: balancing.multiplier() };
+    let tokens = batches.iter().map(|batch| (batch.tokens.len() - batch.batch) as u64).sum();
+    let around = balance::Around { counts: counts.as_deref(), tokens, multiplier: balancing.multiplier() };
     let mut seen = Seen::default();
     let mut tree = GradientTree::default();
     for (micro, batch) in batches.iter().enumerate() {
         let (tokens, targets) = batch.split();
         let mut pass = Pass { train: true, seed, step, first_token: firsts[micro], wants, ..Pass::default() };
-        let (loss, routings) = decoder.loss(&tokens, &targets, batch.batch, Some(share as f32), &mut pass)?;
+        let apart = if balancing.consistent { balance.distill * share } else { 0.0 };
+        let (loss, distance, routings) = if apart == 0.0 {
+            let (loss, routings) =
+                decoder.loss(&tokens, &targets, batch.batch, Some(share as f32), &mut pass)?;
+            (loss.mean, None, routings)
+        } else {
+            let (share, apart) = (share as f32, apart as f32);
+            let (mean, distance, routings) =
+                decoder.loss_of_two(&tokens, &targets, batch.batch, share, apart, &mut pass)?;
+            (mean, Some(distance), routings)
+        };
         seen.add(&routings, balance.quantile)?;
         let routings: Vec<_> = routings.into_iter().map(|(_, routing)| routing).collect();
-        let terms = balance::losses_of(&routings, &balance, around)?;
-        let mean = f64::from(loss.mean.to_scalar::<f32>()?);
+        let mut terms = balance::losses_of(&routings, &balance, around)?;
+        terms.extend(distance.map(|value| balance::BalanceLoss {
+            name: "distill",
+            coefficient: balance.distill,
+            value,
+        }));
+        let mean = f64::from(loss.to_scalar::<f32>()?);
         if !mean.is_finite() {
             return Err(bad("the loss".into()));
         }
         outcome.loss += mean * share;
         outcome.total += mean * share;
-        let mut total = if accumulate == 1 { loss.mean.clone() } else { loss.mean.affine(share, 0.0)? };
+        let mut total = if accumulate == 1 { loss.clone() } else { loss.affine(share, 0.0)? };
         for term in &terms {
             let value = f64::from(term.value.to_scalar::<f32>()?);
             if !value.is_finite() {

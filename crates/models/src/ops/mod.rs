@@ -2,6 +2,7 @@
 //! parameters with sinks: one op takes the residual stream and gives it back, so few edges pass through candle.
 
 mod attention;
+mod consistency;
 mod embedding;
 mod latent;
 mod loss;
@@ -9,6 +10,7 @@ mod norm;
 mod residual;
 
 pub use attention::{AttentionBlock, Continued, LayerCache, Residual};
+pub use consistency::consistency;
 pub use embedding::embed;
 pub use latent::LatentBlock;
 pub use loss::{LossTerms, lm_loss};

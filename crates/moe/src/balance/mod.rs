@@ -23,8 +23,10 @@ pub struct BalanceLoss {
 /// What the losses of a pass go by besides its own routings.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Around<'a> {
-    /// What the auxiliary loss counts, by layer, \[E\] each: the picks of all tokens of an optimiser step (`scope = "global"`), not of this pass.
+    /// What the auxiliary loss and `l1` count, by layer, \[E\] each: the picks of all tokens of an optimiser step (`scope = "global"`), not of this pass.
     pub counts: Option<&'a [Vec<u64>]>,
+    /// How many tokens those are.
+    pub tokens: u64,
     /// The coefficient of `l1` (the kind `relu`).
     pub multiplier: f64,
 }
@@ -71,12 +73,11 @@ pub fn losses_of(routings: &[Routing], config: &BalanceConfig, around: Around) -
         })
     })?;
     add("entropy", config.entropy, &|| mean(routings, entropy))?;
-    for name in ["distill", "predictor", "l1"] {
-        let coefficient = match name {
-            "distill" => config.distill,
-            "l1" => around.multiplier,
-            _ => 1.0,
-        };
+    if routings.iter().all(|r| r.mean_gates.is_some()) {
+        add("l1", around.multiplier, &|| by_layer(routings, &|layer, r| l1(r, around, layer)))?;
+    }
+    for name in ["distill", "predictor"] {
+        let coefficient = if name == "distill" { config.distill } else { 1.0 };
         let term = |r: &Routing| r.terms.iter().find(|(of, _)| *of == name).map(|(_, term)| term.clone());
         if routings.iter().all(|r| term(r).is_some()) {
             add(name, coefficient, &|| mean(routings, |r| Ok(term(r).unwrap_or_else(|| r.z.clone()))))?;
@@ -95,21 +96,17 @@ fn aux(routings: &[Routing], config: &BalanceConfig, global: Option<&[Vec<u64>]>
         let total = counts.iter().sum::<f64>().max(1.0);
         counts.iter().map(|c| (c / total) as f32).collect()
     };
-    let by_layer = |of: &dyn Fn(usize, &Routing) -> Result<Tensor>| -> Result<Tensor> {
-        let mut sum = of(0, &routings[0])?;
-        for (layer, routing) in routings.iter().enumerate().skip(1) {
-            sum = (sum + of(layer, routing)?)?;
-        }
-        Ok(sum)
-    };
     let one = |layer: usize, r: &Routing| product(&fractions(layer, r), &r.mean_scores);
     let layers = routings.len() as f64;
     match config.convention {
-        Convention::Senmon => Ok((by_layer(&one)? / layers)?),
-        Convention::Megatron | Convention::Deepspeed => by_layer(&one),
+        Convention::Senmon => by_layer(routings, &one),
+        Convention::Megatron | Convention::Deepspeed => Ok((by_layer(routings, &one)? * layers)?),
         // E·Σ f·P is E² times the mean of f·P.
         Convention::Fairscale => {
-            by_layer(&|layer, r| Ok((one(layer, r)? / (r.picked_load.len() as f64).powi(2))?))
+            let of = |layer: usize, r: &Routing| -> Result<Tensor> {
+                Ok((one(layer, r)? / (r.picked_load.len() as f64).powi(2))?)
+            };
+            Ok((by_layer(routings, &of)? * layers)?)
         }
         Convention::Huggingface => {
             // The tokens of all layers count as one set; all layers see the same tokens, so its means are means over
@@ -117,7 +114,7 @@ fn aux(routings: &[Routing], config: &BalanceConfig, global: Option<&[Vec<u64>]>
             let first = &routings[0];
             if routings.iter().any(|r| r.load.len() != first.load.len() || r.top_k != first.top_k) {
                 // Layers that differ in E or k have no joint f and P: the mean over layers stands for it.
-                return Ok((by_layer(&|layer, r| Ok((one(layer, r)? * r.top_k as f64)?))? / layers)?);
+                return by_layer(routings, &|layer, r| Ok((one(layer, r)? * r.top_k as f64)?));
             }
             let all: Vec<Vec<f32>> = routings.iter().enumerate().map(|(l, r)| fractions(l, r)).collect();
             let f: Vec<f32> = (0..first.load.len())
@@ -133,6 +130,29 @@ fn aux(routings: &[Routing], config: &BalanceConfig, global: Option<&[Vec<u64>]>
 fn product(f: &[f32], p: &Tensor) -> Result<Tensor> {
     let f = Tensor::from_slice(f, f.len(), &Device::Cpu)?;
     Ok((f.mul(p)?.sum_all()? * f.elem_count() as f64)?)
+}
+
+/// Σ_e f_e · (mean of the gates of e), f_e = E/(K·T)·(open gates of e): ReMoE's penalty, which is greater where the load is.
+fn l1(r: &Routing, around: Around, layer: usize) -> Result<Tensor> {
+    let Some(gates) = &r.mean_gates else { return Ok(r.z.clone()) };
+    let own = || r.picked_load.iter().map(|n| u64::from(*n)).collect();
+    let global = around.counts.and_then(|counts| counts.get(layer));
+    let (counts, tokens): (Vec<u64>, u64) = match global {
+        Some(counts) => (counts.clone(), around.tokens),
+        None => (own(), r.counted as u64),
+    };
+    let even = counts.len() as f64 / (r.asked as f64 * tokens.max(1) as f64);
+    let f: Vec<f32> = counts.iter().map(|n| (even * *n as f64) as f32).collect();
+    Ok(gates.mul(&Tensor::from_vec(f, counts.len(), gates.device())?)?.sum_all()?)
+}
+
+/// The mean over layers of what has to know which layer it is.
+fn by_layer(routings: &[Routing], of: &dyn Fn(usize, &Routing) -> Result<Tensor>) -> Result<Tensor> {
+    let mut sum = of(0, &routings[0])?;
+    for (layer, routing) in routings.iter().enumerate().skip(1) {
+        sum = (sum + of(layer, routing)?)?;
+    }
+    Ok((sum / routings.len() as f64)?)
 }
 
 /// The mean over layers.

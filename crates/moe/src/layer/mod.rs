@@ -145,6 +145,8 @@ pub trait RoutingObserver {
 pub struct Routing {
     /// Slots of a token: K, or as many as some token needs.
     pub top_k: usize,
+    /// K, as it was asked for.
+    pub asked: usize,
     /// Expert of each slot: \[T, slots\]; ids from E on are experts that compute nothing.
     pub experts: Vec<u32>,
     /// The same before any drop.
@@ -173,6 +175,8 @@ pub struct Routing {
     pub z: Tensor,
     /// Mean over tokens of the entropy of the scores, in nats.
     pub entropy: f64,
+    /// Mean over the tokens that count of the gates of `relu`: \[E\], with gradient.
+    pub mean_gates: Option<Tensor>,
     /// The chance of each expert to be picked, summed over tokens, where the kind has one: \[E\], with gradient.
     pub smooth_load: Option<Tensor>,
     /// What the kind and the experts add to what is minimised, means over tokens: scalars with gradient.
@@ -206,6 +210,7 @@ impl Routing {
         let first: Vec<u32> = experts.iter().step_by(slots.max(1)).copied().collect();
         Ok(Self {
             top_k: slots,
+            asked: slots,
             picked: experts.clone(),
             picked_load: load.clone(),
             first_load: route::count(&first, count),
@@ -217,6 +222,7 @@ impl Routing {
             selection: None,
             z: logits.log_sum_exp(D::Minus1)?.sqr()?.mean_all()?,
             entropy: 0.0,
+            mean_gates: None,
             smooth_load: None,
             terms: Vec::new(),
             dropped: 0,

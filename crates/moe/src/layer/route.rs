@@ -212,6 +212,7 @@ fn finish(
     let open: u64 = picked_load.iter().map(|n| u64::from(*n)).sum();
     let routing = Routing {
         top_k: slots,
+        asked: input.top_k,
         load: count(&choice.experts, e),
         first_load: count(&first, e),
         second_by_chance: r.kind == "gshard",
@@ -222,6 +223,7 @@ fn finish(
         selection: choice.selection,
         z: mean(&logits.log_sum_exp(D::Minus1)?.sqr()?.unsqueeze(1)?)?.squeeze(0)?,
         entropy,
+        mean_gates: choice.gates.as_ref().map(&mean).transpose()?,
         smooth_load: choice.smooth_load,
         terms,
         dropped,

@@ -5,7 +5,7 @@
 //! DeepSeek-V4 (transformers' `deepseek_v4`).
 
 use super::scored::softplus;
-use super::{Choice, RouteInput, Router, gather, normalized, scaled};
+use super::{Choice, RouteInput, Router, TINY, gather, normalized, scaled};
 use crate::config::{HashScore, RouterConfig};
 use crate::error::{MoeError, Result};
 use candle_core::{D, Tensor};
@@ -62,7 +62,7 @@ impl Router for Hash {
         };
         let weights = match scored {
             None => Tensor::full(1.0 / k as f32, (tokens, k), logits.device())?,
-            Some(scored) if self.normalize => normalized(gather(&scored, &picks, k)?, f32::MIN_POSITIVE)?,
+            Some(scored) if self.normalize => normalized(gather(&scored, &picks, k)?, TINY)?,
             Some(scored) => gather(&scored, &picks, k)?,
         };
         Choice::new(picks, scaled(weights, self.scale)?, scores)

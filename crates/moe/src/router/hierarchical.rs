@@ -4,7 +4,7 @@
 //! K / `top_groups` greatest of the softmax within the group; weight p(group) · p(expert | group), over the sum of the picked when
 //! `normalize`. Sources: Shazeer et al. 2017 (1701.06538, appendix B); Mesh TensorFlow's hierarchical MoE.
 
-use super::{Choice, RouteInput, Router, gather, normalized, scaled};
+use super::{Choice, RouteInput, Router, TINY, gather, normalized, scaled};
 use crate::config::RouterConfig;
 use crate::error::{MoeError, Result};
 use crate::tensor::read2;
@@ -74,7 +74,7 @@ impl Router for Hierarchical {
         };
         let mut weights = gather(&scores, &picks, input.top_k)?;
         if self.normalize {
-            weights = normalized(weights, f32::MIN_POSITIVE)?;
+            weights = normalized(weights, TINY)?;
         }
         Choice::new(picks, scaled(weights, self.scale)?, scores)
     }

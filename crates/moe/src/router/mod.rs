@@ -52,6 +52,8 @@ pub struct Choice {
     pub weighs_input: bool,
     /// What the kind itself adds to what is minimised.
     pub terms: Vec<Term>,
+    /// Gates of all experts, where a loss goes by how open they are: \[T, E\], with gradient.
+    pub gates: Option<Tensor>,
     /// The chance that each expert is among the picked of fresh noise, summed over tokens: \[E\], with gradient.
     pub smooth_load: Option<Tensor>,
 }
@@ -69,6 +71,7 @@ impl Choice {
             unbiased: None,
             weighs_input: false,
             terms: Vec::new(),
+            gates: None,
             smooth_load: None,
         })
     }
@@ -211,6 +214,9 @@ pub(crate) fn gather(scores: &Tensor, experts: &[u32], slots: usize) -> Result<T
     let real = Tensor::from_vec(real, (tokens, slots), scores.device())?;
     Ok(real.where_cond(&values, &values.zeros_like()?)?)
 }
+
+/// What a sum is divided by at least: its square, which gradients are divided by, is still a number.
+const TINY: f32 = 1e-9;
 
 /// Divides each row by its sum, or by `least` where the sum is less.
 fn normalized(weights: Tensor, least: f32) -> Result<Tensor> {

@@ -4,7 +4,7 @@
 //! (tokens of expert i): it pushes the load even too. Its coefficient is the state of the run: it starts at 1e-8 and is multiplied by 1.2 after a
 //! step whose share of shut gates is below `target_sparsity` (1 - K/E), divided by 1.2 after one above. Source: ReMoE (2412.14711).
 
-use super::{Choice, RouteInput, Router, Term, gather, ragged, scaled, slots_of};
+use super::{Choice, RouteInput, Router, TINY, gather, ragged, scaled, slots_of};
 use crate::config::RouterConfig;
 use crate::error::Result;
 use crate::tensor::read;
@@ -25,35 +25,21 @@ impl Router for Relu {
     fn choose(&self, logits: &Tensor, input: &RouteInput) -> Result<Choice> {
         let (tokens, experts) = logits.dims2()?;
         let gates = logits.relu()?;
-        let (picks, slots, fractions) = read(&gates, |gates| {
-            let mut counts = vec![0u64; experts];
-            let rows: Vec<Vec<u32>> = gates
-                .chunks_exact(experts)
-                .enumerate()
-                .map(|(t, row)| {
+        let (picks, slots) = match input.forced {
+            Some(forced) => (forced.to_vec(), slots_of(forced, tokens)),
+            None => read(&gates, |gates| {
+                let open = |row: &[f32]| {
                     let mut open: Vec<u32> = (0..experts as u32).filter(|e| row[*e as usize] > 0.0).collect();
                     open.sort_by(|a, b| row[*b as usize].total_cmp(&row[*a as usize]));
-                    if input.counts(t) {
-                        open.iter().for_each(|e| counts[*e as usize] += 1);
-                    }
                     open
-                })
-                .collect();
-            let counted = (0..tokens).filter(|t| input.counts(*t)).count().max(1);
-            let even = experts as f64 / (input.top_k * counted) as f64;
-            let fractions: Vec<f32> = counts.iter().map(|c| (even * *c as f64) as f32).collect();
-            let (picks, slots) = match input.forced {
-                Some(forced) => (forced.to_vec(), slots_of(forced, tokens)),
-                None => ragged(&rows),
-            };
-            (picks, slots, fractions)
-        })?;
+                };
+                ragged(&gates.chunks_exact(experts).map(open).collect::<Vec<_>>())
+            })?,
+        };
         let weights = scaled(gather(&gates, &picks, slots)?, self.scale)?;
-        let fractions = Tensor::from_vec(fractions, (1, experts), logits.device())?;
-        let l1 = gates.broadcast_mul(&fractions)?.sum(D::Minus1)?;
-        let sum = gates.sum_keepdim(D::Minus1)?.maximum(f32::MIN_POSITIVE)?;
+        let sum = gates.sum_keepdim(D::Minus1)?.maximum(TINY)?;
         let mut choice = Choice::new(picks, weights, gates.broadcast_div(&sum)?)?;
-        choice.terms.push(Term { name: "l1", per_token: l1 });
+        choice.gates = Some(gates);
         Ok(choice)
     }
 }

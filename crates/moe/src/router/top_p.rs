@@ -4,7 +4,7 @@
 //! coefficient `balance.entropy` keeps the router from picking all. Source: Huang et al., "Harder Tasks Need More Experts",
 //! ACL 2024 (2403.07652).
 
-use super::{Choice, RouteInput, Router, gather, normalized, ragged, scaled, slots_of};
+use super::{Choice, RouteInput, Router, TINY, gather, normalized, ragged, scaled, slots_of};
 use crate::config::RouterConfig;
 use crate::error::Result;
 use crate::tensor::read;
@@ -50,7 +50,7 @@ impl Router for TopP {
         };
         let mut weights = gather(&scores, &picks, slots)?;
         if self.normalize {
-            weights = normalized(weights, f32::MIN_POSITIVE)?;
+            weights = normalized(weights, TINY)?;
         }
         Choice::new(picks, scaled(weights, self.scale)?, scores)
     }

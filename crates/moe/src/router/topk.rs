@@ -5,7 +5,7 @@
 //! σ(z_i) multiplies what expert i is given (Llama 4). Groups are ranked by their greatest p (DeepSeek-V2).
 
 use super::select::{Groups, select};
-use super::{Choice, RouteInput, Router, gather, normalized, only, scaled};
+use super::{Choice, RouteInput, Router, TINY, gather, normalized, only, scaled};
 use crate::config::{GroupMask, RouterConfig};
 use crate::error::Result;
 use crate::tensor::read;
@@ -73,7 +73,7 @@ pub(super) fn picked_softmax(logits: &Tensor, picks: &[u32], slots: usize) -> Re
     // A row with nothing in it is 0, not 0/0.
     let greatest = (&picked + &out)?.max_keepdim(D::Minus1)?.maximum(f32::MIN)?.detach();
     let exp = (picked + out)?.broadcast_sub(&greatest)?.exp()?;
-    normalized(exp, f32::MIN_POSITIVE)
+    normalized(exp, TINY)
 }
 
 impl Router for TopK {
@@ -90,7 +90,7 @@ impl Router for TopK {
         let weights = match self.weights {
             Weights::Probability => gather(&scores, &picks, input.top_k)?,
             Weights::Normalized => {
-                let least = if input.forced.is_some() { f32::MIN_POSITIVE } else { 0.0 };
+                let least = if input.forced.is_some() { TINY } else { 0.0 };
                 normalized(gather(&scores, &picks, input.top_k)?, least)?
             }
             Weights::Picked => picked_softmax(logits, &picks, input.top_k)?,
