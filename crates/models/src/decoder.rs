@@ -287,7 +287,15 @@ impl Decoder {
             .collect()
     }
 
-    /// The normed residual stream \[B·S, H\] of `tokens` \[B, S\], each sequence from position 0, and what the routers did.
+    /// The first layer whose experts are in several members, and how many: from there on every token is there once for each.
+    fn members_from(&self) -> Option<(usize, usize)> {
+        let members = self.spec.members();
+        let first = self.spec.layers.iter().position(|layer| matches!(layer, FfnSpec::Moe(_)))?;
+        (members > 1).then_some((first, members))
+    }
+
+    /// The normed residual stream \[B·S, H\] of `tokens` \[B, S\], each sequence from position 0, and what the routers did. An ensemble has that of all
+    /// tokens for each member, one member after another.
     pub fn forward(
         &self,
         tokens: &[u32],
@@ -297,12 +305,17 @@ impl Decoder {
         let mut routings = Vec::new();
         let mut x = self.embed(tokens)?;
         let rope = self.rope(tokens.len() / batch.max(1))?;
+        let (mut tokens, mut batch) = (std::borrow::Cow::Borrowed(tokens), batch);
         for (l, layer) in self.layers.iter().enumerate() {
+            if let Some((_, members)) = self.members_from().filter(|(first, _)| *first == l) {
+                x = cached::repeated(&x, members)?;
+                (tokens, batch) = (tokens.repeat(members).into(), batch * members);
+            }
             x = match &layer.attention {
                 Attention::Heads(block) => block.forward(&x, batch, &rope)?,
                 Attention::Latent(block) => block.forward(&x, batch, &rope)?,
             };
-            x = self.ffn(l, &x, tokens, batch, pass, &mut routings)?;
+            x = self.ffn(l, &x, &tokens, batch, pass, &mut routings)?;
             if !pass.train {
                 x = x.detach();
             }
@@ -338,6 +351,12 @@ impl Decoder {
         let (mut x, routings) = self.forward(tokens, batch, pass)?;
         if self.spec.scales.logits != 1.0 {
             x = (x * self.spec.scales.logits)?;
+        }
+        if let Some((_, members)) = self.members_from() {
+            // Each member learns to predict; what is predicted is their mean.
+            let targets = targets.repeat(members);
+            let loss = ops::lm_loss(&x, &self.head, &targets, upstream)?;
+            return Ok((if upstream.is_some() { loss } else { loss.of_mean(members)? }, routings));
         }
         let Some(bias) = &self.head_bias else {
             return Ok((ops::lm_loss(&x, &self.head, targets, upstream)?, routings));

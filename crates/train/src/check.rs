@@ -78,6 +78,7 @@ impl RunConfig {
         {
             in_range(&format!("experts.{key}"), value, 0, 1 << 14)?;
         }
+        in_range("experts.members", e.members, 1, 1 << 10)?;
         let listed = match &e.count {
             Count::Same(count) => vec![*count],
             Count::PerLayer(counts) => counts.clone(),

@@ -128,6 +128,8 @@ pub struct ExpertsConfig {
     pub identity: usize,
     /// Experts that mix their input with a learned vector.
     pub constant: usize,
+    /// The experts are in so many parts, each of which predicts; the predictions are averaged (the efficient ensemble).
+    pub members: usize,
     /// The non-linearity of experts and dense feed-forwards.
     pub activation: Activation,
     /// They have a gate projection.
@@ -264,6 +266,7 @@ impl Default for ExpertsConfig {
             zero: 0,
             identity: 0,
             constant: 0,
+            members: 1,
             activation: Activation::Silu,
             gated: true,
             first_dense: 0,
@@ -467,7 +470,7 @@ impl RunConfig {
                 residual: e.residual,
                 latent: e.latent,
                 latent_norm: e.latent_norm,
-                members: 0,
+                members: if e.members > 1 { e.members } else { 0 },
             },
             ..MoeSpec::plain(experts, e.top_k, self.mlp(e.intermediate))
         }

@@ -299,6 +299,7 @@ fn describe(spec: &ModelSpec, family: &str) -> Result<Table> {
             zero: moe.extras.zero,
             identity: moe.extras.identity,
             constant: moe.extras.constant,
+            members: moe.extras.members.max(1),
             activation: moe.expert.activation,
             gated: moe.expert.gated,
             ..config.experts

@@ -112,6 +112,10 @@ fn what_is_beyond_plain_experts_trains_and_resumes_to_the_same_bits() {
         ("latent", &["router.kind=topk_post", "experts.latent=16", "experts.latent_norm=true"]),
         ("shared gate", &["router.kind=topk_pre", "experts.shared=1", "experts.shared_gate=true"]),
         ("pyramid", &["router.kind=topk_pre", "experts.count=[2, 6]"]),
+        (
+            "members",
+            &["router.kind=topk_pre", "experts.members=2", "experts.top_k=1", "router.normalize=false"],
+        ),
         ("quantile", &["router.kind=sigmoid_bias", "balance.quantile=true"]),
         ("means", &["router.kind=topk_pre", "balance.dense_gradient=ema"]),
         ("through", &["router.kind=topk_pre", "balance.dense_gradient=straight_through"]),

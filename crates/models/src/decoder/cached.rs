@@ -11,6 +11,7 @@ use std::sync::Arc;
 /// Keys and values of one sequence.
 #[derive(Clone, Debug)]
 pub struct Cache {
+    /// A layer's, one after another; from the first layer of an ensemble on, one for each member.
     layers: Vec<LayerCache>,
     windows: Vec<Option<usize>>,
     len: usize,
@@ -48,9 +49,22 @@ impl Decoder {
     /// A cache for one sequence of at most `context` tokens. Where speeds of rotary positions depend on the length of the
     /// context, they are those of `context`.
     pub fn cache(&self, context: usize) -> Result<Cache> {
-        let windows = (0..self.layers.len()).map(|l| self.spec.attention.window_of(l)).collect();
-        let layers = vec![LayerCache::default(); self.layers.len()];
+        let windows: Vec<_> = (0..self.layers.len())
+            .flat_map(|l| self.cache_places(l).map(move |_| self.spec.attention.window_of(l)))
+            .collect();
+        let layers = vec![LayerCache::default(); windows.len()];
         Ok(Cache { layers, windows, len: 0, rope: self.rope(context)? })
+    }
+
+    /// Where the caches of layer `l` are in a [`Cache`].
+    fn cache_places(&self, l: usize) -> std::ops::Range<usize> {
+        match self.members_from() {
+            Some((first, members)) if l >= first => {
+                let start = first + (l - first) * members;
+                start..start + members
+            }
+            _ => l..l + 1,
+        }
     }
 
     /// The logits of `tokens` \[S\], which follow what is in the cache: \[S, V\], or those of the last token alone.
@@ -86,21 +100,34 @@ impl Decoder {
                 return Err(ModelError::Option { what });
             }
         }
-        let all = tokens.concat();
+        let mut all = tokens.concat();
         if all.is_empty() {
             return Ok(vec![Vec::new(); tokens.len()]);
         }
         let mut routings = Vec::new();
         let mut x = self.embed(&all)?;
+        let mut turns = tokens.to_vec();
         for (l, layer) in self.layers.iter().enumerate() {
-            let mut sequences: Vec<Continued> = tokens
+            if let Some((_, members)) = self.members_from().filter(|(first, _)| *first == l) {
+                (x, all, turns) = (repeated(&x, members)?, all.repeat(members), turns.repeat(members));
+            }
+            let places = self.cache_places(l);
+            let mut sequences: Vec<(usize, Continued)> = tokens
                 .iter()
                 .zip(caches.iter_mut())
-                .map(|(tokens, cache)| {
+                .flat_map(|(tokens, cache)| {
                     let Cache { layers, len, rope, .. } = &mut **cache;
-                    Continued { cache: &mut layers[l], tokens: tokens.len(), past: *len, rope }
+                    let (past, rope) = (*len, &*rope);
+                    let of_layer = layers[places.clone()].iter_mut().enumerate();
+                    of_layer.map(move |(member, cache)| {
+                        (member, Continued { cache, tokens: tokens.len(), past, rope })
+                    })
                 })
                 .collect();
+            // All sequences of a member, then those of the next.
+            sequences.sort_by_key(|(member, _)| *member);
+            let mut sequences: Vec<Continued> =
+                sequences.into_iter().map(|(_, continued)| continued).collect();
             x = match &layer.attention {
                 Attention::Heads(block) => block.forward_cached(&x, &mut sequences)?,
                 Attention::Latent(block) => block.forward_cached(&x, &mut sequences)?,
@@ -111,7 +138,10 @@ impl Decoder {
             cache.len += tokens.len();
         }
         let rows = |tokens: &&[u32]| if last_only { tokens.len().min(1) } else { tokens.len() };
-        let mut logits = self.head(&if last_only { last_rows(&x, tokens)? } else { x })?;
+        let mut logits = self.head(&if last_only { last_rows(&x, &turns)? } else { x })?;
+        if let Some((_, members)) = self.members_from() {
+            logits = averaged(&logits, members, self.spec.vocab);
+        }
         let mut each = Vec::with_capacity(tokens.len());
         for tokens in tokens.iter().rev() {
             each.push(logits.split_off(logits.len() - rows(tokens) * self.spec.vocab));
@@ -139,6 +169,24 @@ impl Decoder {
         }
         Ok(logits)
     }
+}
+
+/// `x` \[T, H\], so many times: \[M·T, H\].
+pub(super) fn repeated(x: &Tensor, times: usize) -> Result<Tensor> {
+    Ok(Tensor::cat(&vec![x; times], 0)?)
+}
+
+/// The logarithm of the mean of the probabilities of `members` predictions \[M, T, V\]: \[T, V\].
+fn averaged(logits: &[f32], members: usize, vocab: usize) -> Vec<f32> {
+    let rows = logits.len() / members / vocab.max(1);
+    let mut mean = vec![0.0f64; rows * vocab];
+    for (at, row) in logits.chunks_exact(vocab).enumerate() {
+        let most = f64::from(row.iter().fold(f32::NEG_INFINITY, |m, z| m.max(*z)));
+        let sum: f64 = row.iter().map(|z| (f64::from(*z) - most).exp()).sum();
+        let into = mean[at % rows * vocab..][..vocab].iter_mut();
+        into.zip(row).for_each(|(mean, z)| *mean += (f64::from(*z) - most).exp() / sum / members as f64);
+    }
+    mean.into_iter().map(|p| p.ln().max(f64::from(f32::MIN)) as f32).collect()
 }
 
 /// Of `x` \[T, H\] the row of each sequence's last token.

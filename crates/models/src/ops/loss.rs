@@ -20,6 +20,23 @@ pub struct LossTerms {
     pub counted: usize,
 }
 
+impl LossTerms {
+    /// The loss of the mean of the probabilities of `members` predictions, of which `per_token` \[M, T\] has the losses.
+    pub fn of_mean(self, members: usize) -> Result<Self> {
+        let tokens = self.per_token.len() / members.max(1);
+        let of = |t: usize| -> f64 {
+            let chance = |m: usize| (-f64::from(self.per_token[m * tokens + t])).exp();
+            -((0..members).map(chance).sum::<f64>() / members as f64).ln()
+        };
+        // A token that does not count has 0 from all members, and keeps it.
+        let per_token: Vec<f32> = (0..tokens).map(|t| of(t) as f32).collect();
+        let counted = self.counted / members.max(1);
+        let sum: f64 = per_token.iter().map(|loss| f64::from(*loss)).sum();
+        let mean = own(vec![(sum / counted.max(1) as f64) as f32], ())?;
+        Ok(Self { mean, per_token: per_token.into(), counted })
+    }
+}
+
 /// The cross-entropy of softmax(`x`·`head`ᵀ) at `targets` \[T\] ([`IGNORE`] where there is none), with `x` \[T, H\] and `head` \[V, H\].
 ///
 /// Gradients are made in the forward pass, where the logits are: `upstream`, the factor with which the mean enters what

@@ -196,6 +196,33 @@ pub struct Routing {
 }
 
 impl Routing {
+    /// The routing of an ensemble's tokens, \[M·T, slots\], with the slots of all members beside each other: \[T, M·slots\].
+    fn by_token(&self, members: usize) -> Result<Self> {
+        let (rows, slots) = self.weights.dims2()?;
+        let tokens = rows / members;
+        let turned = |picks: &[u32]| -> Vec<u32> {
+            let of = |t: usize| {
+                (0..members).flat_map(move |m| (0..slots).map(move |k| (m * tokens + t) * slots + k))
+            };
+            (0..tokens).flat_map(of).map(|at| picks[at]).collect()
+        };
+        let side_by_side = |x: &Tensor, width: usize| -> Result<Tensor> {
+            let x = x.reshape((members, tokens, width))?.transpose(0, 1)?.contiguous()?;
+            Ok(x.reshape((tokens, members * width))?)
+        };
+        // A member's logits of the others' experts are -∞: their greatest is the one that there is.
+        let experts = self.logits.dim(1)?;
+        let logits = self.logits.reshape((members, tokens, experts))?.max(0)?;
+        Ok(Self {
+            top_k: members * slots,
+            experts: turned(&self.experts),
+            picked: turned(&self.picked),
+            weights: side_by_side(&self.weights, slots)?,
+            logits,
+            ..self.clone()
+        })
+    }
+
     /// A routing that was made elsewhere: experts \[T, slots\], weights \[T, slots\] and logits \[T, E\], whose softmax is taken for its scores.
     pub fn new(experts: Vec<u32>, weights: Tensor, logits: Tensor) -> Result<Self> {
         let (tokens, slots) = weights.dims2()?;
@@ -301,7 +328,10 @@ impl MoeLayer {
             y = (y + shared)?;
         }
         if let Some(observer) = &mut ctx.observer {
-            observer.routed(ctx.layer, &routing);
+            match self.config.extras.members {
+                0 | 1 => observer.routed(ctx.layer, &routing),
+                members => observer.routed(ctx.layer, &routing.by_token(members)?),
+            }
         }
         Ok((y.reshape(shape)?, routing))
     }

@@ -279,7 +279,7 @@ pub fn check_together(config: &MoeConfig) -> Result<()> {
         );
     }
     if x.members > 1 {
-        if config.experts % x.members != 0 || config.experts / x.members < config.top_k {
+        if !config.experts.is_multiple_of(x.members) || config.experts / x.members < config.top_k {
             return refuse(format!(
                 "experts.members = {} does not divide {} experts into parts of top_k = {} or more",
                 x.members, config.experts, config.top_k

@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::params::initial_values;
-use crate::spec::{FfnSpec, MlpSpec, ModelSpec, MoeSpec, odd_spec, test_spec};
+use crate::spec::{FfnSpec, MlpSpec, ModelSpec, MoeSpec, odd_spec, plain, test_spec};
+use senmon_moe::config::Extras;
 use senmon_moe::rng::Stream;
+use senmon_moe::router::KINDS;
 
 fn decoder(mut spec: ModelSpec, seed: u64) -> Decoder {
     spec.init_std = 0.4;
@@ -23,10 +25,47 @@ fn tokens(spec: &ModelSpec, n: usize) -> Vec<u32> {
     (0..n as u64).map(|i| (stream.bits(i) % spec.vocab as u64) as u32).collect()
 }
 
+/// A model of each kind of router that is causal, and of each kind of special experts.
+fn menu() -> Vec<ModelSpec> {
+    let with = |change: &dyn Fn(&mut MoeSpec)| {
+        let mut spec = plain();
+        spec.layers.iter_mut().for_each(|layer| {
+            if let FfnSpec::Moe(moe) = layer {
+                change(moe);
+            }
+        });
+        spec.validate().unwrap();
+        spec
+    };
+    let kinds = KINDS.iter().filter(|kind| kind.noncausal.is_none());
+    let mut specs: Vec<_> = kinds
+        .map(|kind| {
+            with(&|moe| {
+                moe.router.kind = kind.name.into();
+                moe.router.groups = if kind.name == "hierarchical" { 2 } else { 1 };
+                moe.top_k = if ["switch", "base"].contains(&kind.name) { 1 } else { 2 };
+            })
+        })
+        .collect();
+    specs.push(with(&|moe| {
+        (moe.router.kind, moe.router.predictor) = ("depth".into(), true);
+        (moe.experts, moe.top_k) = (1, 1);
+    }));
+    let extras = [
+        Extras { zero: 1, identity: 1, constant: 2, ..Extras::default() },
+        Extras { residual: true, ..Extras::default() },
+        Extras { latent: 7, latent_norm: true, ..Extras::default() },
+        Extras { members: 2, ..Extras::default() },
+        Extras { members: 4, ..Extras::default() },
+    ];
+    specs.extend(extras.into_iter().map(|extras| with(&|moe| moe.extras = extras.clone())));
+    specs
+}
+
 #[test]
 fn prefill_chunks_and_single_tokens_give_the_same_bits() {
-    for seed in 0..40 {
-        let spec = if seed < 30 { odd_spec(seed) } else { test_spec(seed) };
+    let spec = |seed: u64| if seed < 30 { odd_spec(seed) } else { test_spec(seed) };
+    for (spec, seed) in (0..40).map(|seed| (spec(seed), seed)).chain(menu().into_iter().zip(0..)) {
         let model = decoder(spec.clone(), seed);
         let text = tokens(&spec, 23);
         let run = |cuts: &[usize]| {
@@ -46,7 +85,7 @@ fn prefill_chunks_and_single_tokens_give_the_same_bits() {
         let twice = [&text[..], &text[..]].concat();
         let (x, _) = model.forward(&twice, 2, &mut Pass::default()).unwrap();
         let x = x.to_vec2::<f32>().unwrap();
-        assert_eq!(x[..23], x[23..], "{spec:?}");
+        assert_eq!(x[..23], x[23..46], "{spec:?}");
         let loss = model.loss(&text[..22], &text[1..], 1, None, &mut Pass::default()).unwrap().0;
         for (t, loss) in loss.per_token.iter().enumerate() {
             let row: Vec<f64> = whole[t * spec.vocab..][..spec.vocab].iter().map(|x| *x as f64).collect();
@@ -133,6 +172,9 @@ fn check_batches(spec: &ModelSpec, seed: u64, longest: usize) {
 fn a_batch_gives_each_sequence_the_bits_that_it_gets_alone() {
     for seed in 0..60 {
         let spec = if seed % 2 == 0 { odd_spec(seed) } else { test_spec(seed) };
+        check_batches(&spec, seed, 30);
+    }
+    for (spec, seed) in menu().into_iter().zip(0..) {
         check_batches(&spec, seed, 30);
     }
 }
