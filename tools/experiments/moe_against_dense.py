@@ -8,16 +8,11 @@ both arms are then trained to the end at both rates with seed 0 and keep the bet
 Needs nothing but Python; the binary is target/release/senmon, or --senmon.
 """
 
-import argparse
-import json
-import os
-import shutil
 import statistics
-import subprocess
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from runs import arguments, find, read
+from runs import train as run
+
 ARMS = {"moe": [], "dense": ["--set", "model.ffn=dense"]}
 # In steps of two, the best not at an end.
 PRESETS = {
@@ -27,65 +22,12 @@ PRESETS = {
 SEEDS = [0, 1, 2]
 
 
-def read(path):
-    """The finished runs."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def find(done, **wanted):
-    """The finished run with these values, or none."""
-    return next((run for run in done if all(run[key] == value for key, value in wanted.items())), None)
-
-
 def train(args, preset, arm, rate, seed, tokens):
     """One run to its end; its line in the results."""
-    done = read(args.results)
     what = {"preset": preset, "arm": arm, "lr": rate, "seed": seed, "tokens": tokens}
-    found = find(done, **what)
-    if found:
-        return found
-    out = args.work / f"{preset}-{arm}-lr{rate}-seed{seed}-{tokens // 1000}k"
-    command = [str(args.senmon), "train", "--out", str(out), "--json", "--threads", str(args.threads)]
-    if (out / "senmon.toml").exists():
-        command.append("--resume")
-    else:
-        shutil.rmtree(out, ignore_errors=True)
-        command += ["--data", *map(str, args.data), "--preset", preset, "--tokens", str(tokens), "--seed", str(seed)]
-        command += ["--set", f"optimizer.lr={rate}", "--set", "train.eval_every=0", "--set", "train.keep=1", *ARMS[arm]]
-    print(f"{out.name}: {'going on' if '--resume' in command else 'begins'}", file=sys.stderr, flush=True)
-    ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=None if args.verbose else subprocess.DEVNULL, text=True)
-    if ended.returncode:
-        raise SystemExit(f"{' '.join(command)}: exit {ended.returncode}")
-    said = json.loads(ended.stdout)
-    line = {
-        **what,
-        "bits_per_byte": said["eval"]["bits_per_byte"],
-        "eval_loss": said["eval"]["eval_loss"],
-        "domains": {name: domain["bits_per_byte"] for name, domain in said["eval"]["domains"].items()},
-        "parameters": said["parameters"],
-        "active_parameters": said["active_parameters"],
-        "flops_per_token": said["flops_per_token"],
-        "seconds": said["seconds"],
-        "peak_memory_bytes": said["peak_memory_bytes"],
-        "load_cv": [layer["cv"] for layer in said["load"]],
-        "text_documents": said["data"]["documents"],
-        "text_bytes": said["data"]["bytes"],
-        "processor": processor(),
-    }
-    args.results.parent.mkdir(parents=True, exist_ok=True)
-    with args.results.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    shutil.rmtree(out, ignore_errors=True)
-    print(f"{out.name}: {line['bits_per_byte']:.4f} bits per byte", file=sys.stderr, flush=True)
-    return line
-
-
-def processor():
-    """The processor's name."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    settings = ["--preset", preset, "--tokens", str(tokens), "--seed", str(seed)]
+    settings += ["--set", f"optimizer.lr={rate}", "--set", "train.eval_every=0", "--set", "train.keep=1", *ARMS[arm]]
+    return run(args, f"{preset}-{arm}-lr{rate}-seed{seed}-{tokens // 1000}k", what, settings)
 
 
 def experiment(args, preset):
@@ -142,15 +84,8 @@ def table(done):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = arguments(__doc__, "moe_against_dense.jsonl", "moe_against_dense")
     parser.add_argument("preset", nargs="*", help=f"of {', '.join(PRESETS)} [all]")
-    parser.add_argument("--data", type=Path, nargs="+", default=[Path.home() / ".cargo/registry/src"])
-    parser.add_argument("--results", type=Path, default=ROOT / "docs/experiments/moe_against_dense.jsonl", help="[%(default)s]")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs/moe_against_dense", help="where unfinished runs are [%(default)s]")
-    parser.add_argument("--senmon", type=Path, default=ROOT / "target/release/senmon", help="the binary [%(default)s]")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--verbose", action="store_true", help="show what the runs say")
-    parser.add_argument("--table", action="store_true", help="only print the table of what is done")
     args = parser.parse_args()
     unknown = [name for name in args.preset if name not in PRESETS]
     if unknown:

@@ -207,6 +207,7 @@ pub enum QkNorm {
 /// The feed-forward of one layer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[expect(clippy::large_enum_variant, reason = "there is one a layer, and most are the large one")]
 pub enum FfnSpec {
     /// One MLP for every token.
     Dense(MlpSpec),
@@ -433,6 +434,17 @@ impl ModelSpec {
             return refuse("parameters", &total, &format!("must be at most {MAX_PARAMETERS}"));
         }
         Ok(())
+    }
+
+    /// The same model in the plainest words: what its routers are in training alone is left out.
+    pub fn at_inference(&self) -> Self {
+        let mut spec = self.clone();
+        for layer in &mut spec.layers {
+            if let FfnSpec::Moe(moe) = layer {
+                moe.router = moe.router.at_inference(moe.top_k);
+            }
+        }
+        spec
     }
 
     /// Members of an efficient ensemble; 1 for a model that is none.

@@ -186,7 +186,8 @@ pub fn route(config: &RunConfig, given: &Given, train: bool) -> Result<(Routing,
         together: 0,
         predicted: given.predicted.as_ref(),
     };
-    let routing = route_logits(&layer, &*router, &given.logits, &input, given.sequences)?;
+    let routing = route_logits(&layer, &*router, &given.logits, &input, given.sequences)
+        .map_err(|e| TrainError::Conflict(e.to_string()))?;
     let multiplier = if kind.name == "relu" { balance::LEAST_MULTIPLIER } else { 0.0 };
     let around = Around { multiplier, ..Around::default() };
     let losses = balance::losses_of(std::slice::from_ref(&routing), &config.balance, around)?;

@@ -211,15 +211,18 @@ pub(crate) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> S
 
 /// The first family that says the model exactly.
 pub fn best_family(spec: &ModelSpec) -> &'static Family {
-    let exact = FAMILIES.iter().find(|family| (family.write)(spec).is_ok());
+    let plain = spec.at_inference();
+    let exact = FAMILIES.iter().find(|family| (family.write)(&plain).is_ok());
     exact.unwrap_or(&FAMILIES[FAMILIES.len() - 1])
 }
 
 /// The `config.json` of the model in the layout `name` (`auto`: the best), and the family.
 pub fn config_json(spec: &ModelSpec, name: &str) -> Result<(&'static Family, Value)> {
     let chosen = if name == "auto" { best_family(spec) } else { family(name)? };
-    let mut value =
-        (chosen.write)(spec).map_err(|what| ModelError::Layout { family: chosen.name.into(), what })?;
+    // Layouts of other projects say what runs; how it was trained stays with the run.
+    let written =
+        if chosen.name == "senmon" { (chosen.write)(spec) } else { (chosen.write)(&spec.at_inference()) };
+    let mut value = written.map_err(|what| ModelError::Layout { family: chosen.name.into(), what })?;
     value.insert("model_type".into(), chosen.name.into());
     value.insert("architectures".into(), vec![chosen.architecture].into());
     Ok((chosen, Value::Object(value)))

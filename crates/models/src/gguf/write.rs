@@ -100,7 +100,7 @@ fn wanted(spec: &ModelSpec, arch: &Arch) -> std::result::Result<(), String> {
 
 /// The same model with what an architecture says otherwise, or not at all, as it says it.
 fn in_its_words(spec: &ModelSpec, arch: &Arch) -> (ModelSpec, Vec<String>) {
-    let (mut spec, mut notes) = (spec.clone(), Vec::new());
+    let (mut spec, mut notes) = (spec.at_inference(), Vec::new());
     spec.init_std = ModelSpec::plain(1, 1, spec.attention.clone(), Vec::new()).init_std;
     spec.tie_embeddings &= !arch.own_head;
     let mut eos: Vec<u32> = Vec::new();
@@ -143,7 +143,6 @@ fn in_its_words(spec: &ModelSpec, arch: &Arch) -> (ModelSpec, Vec<String>) {
     for layer in &mut spec.layers {
         let FfnSpec::Moe(moe) = layer else { continue };
         let r = &mut moe.router;
-        (r.jitter, r.init_scale) = (0.0, 1.0);
         if r.groups == r.top_groups {
             (r.groups, r.top_groups, r.group_mask) = (1, 1, GroupMask::Inf);
         }

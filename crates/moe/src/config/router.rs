@@ -143,6 +143,41 @@ pub enum Drop {
     Random,
 }
 
+impl RouterConfig {
+    /// What a token meets when not training, in the plainest words: what is only of training is left at its defaults, and a kind that differs from a
+    /// plain one in training alone is that one.
+    pub fn at_inference(&self, top_k: usize) -> Self {
+        let plain = Self::default();
+        let (kind, normalize) = match self.kind.as_str() {
+            // A learned deviation is a parameter: leaving the kind would leave it out.
+            "noisy_topk" if self.noise == Noise::Fixed => ("topk_post", self.normalize),
+            "gshard" => ("topk_pre", self.normalize),
+            "sinkhorn" if top_k > 1 => ("topk_pre", false),
+            kind => (kind, self.normalize),
+        };
+        let bounded = self.eval_capacity > 0.0 || matches!(kind, "expert_choice" | "depth" | "soft");
+        Self {
+            kind: kind.into(),
+            normalize,
+            jitter: plain.jitter,
+            noise: if kind == "noisy_topk" { self.noise } else { plain.noise },
+            noise_std: plain.noise_std,
+            init_scale: plain.init_scale,
+            target_sparsity: plain.target_sparsity,
+            second: plain.second,
+            second_threshold: plain.second_threshold,
+            expert_dropout: plain.expert_dropout,
+            allow_noncausal: plain.allow_noncausal,
+            capacity: if bounded { self.capacity } else { plain.capacity },
+            drop: if bounded { self.drop } else { plain.drop },
+            min_capacity: if bounded { self.min_capacity } else { plain.min_capacity },
+            group_size: if bounded { self.group_size } else { plain.group_size },
+            normalize_after_drop: bounded && self.normalize_after_drop,
+            ..self.clone()
+        }
+    }
+}
+
 impl Default for RouterConfig {
     fn default() -> Self {
         Self {

@@ -197,7 +197,7 @@ fn train(setup: Setup, args: &TrainArgs) -> Result<()> {
             "peak_memory_bytes": peak_memory(),
             "eval": summary.eval,
             "load": seen.mean_loads().into_iter().map(|(layer, load)| serde_json::json!({
-                "layer": layer, "load": load, "cv": cv(&load),
+                "layer": layer, "load": load, "cv": cv(&load), "drops": seen.mean_drops(layer),
             })).collect::<Vec<_>>(),
             "alarms": seen.alarms,
             "data": report,
@@ -234,14 +234,14 @@ fn prompt(eval: &Option<(EvalText, EvalText)>, tokenizer: &TextTokenizer) -> Res
 #[derive(Default)]
 struct Seen {
     last: Option<StepRecord>,
-    /// By step, each MoE layer's number and load.
-    loads: VecDeque<Vec<(usize, Vec<f32>)>>,
+    /// By step, each MoE layer's number, load and drops.
+    loads: VecDeque<Vec<(usize, Vec<f32>, u64)>>,
     alarms: Vec<Alarm>,
 }
 
 impl Observer for Seen {
     fn step(&mut self, record: &StepRecord) -> senmon_train::Result<()> {
-        self.loads.push_back(record.layers.iter().map(|l| (l.layer, l.load.clone())).collect());
+        self.loads.push_back(record.layers.iter().map(|l| (l.layer, l.load.clone(), l.drops)).collect());
         if self.loads.len() > LOAD_STEPS {
             self.loads.pop_front();
         }
@@ -260,15 +260,21 @@ impl Seen {
     fn mean_loads(&self) -> Vec<(usize, Vec<f64>)> {
         let Some(first) = self.loads.front() else { return Vec::new() };
         let mut means: Vec<(usize, Vec<f64>)> =
-            first.iter().map(|(layer, load)| (*layer, vec![0.0; load.len()])).collect();
+            first.iter().map(|(layer, load, _)| (*layer, vec![0.0; load.len()])).collect();
         for step in &self.loads {
-            for ((_, mean), (_, load)) in means.iter_mut().zip(step) {
+            for ((_, mean), (_, load, _)) in means.iter_mut().zip(step) {
                 for (mean, share) in mean.iter_mut().zip(load) {
                     *mean += f64::from(*share) / self.loads.len() as f64;
                 }
             }
         }
         means
+    }
+
+    /// Assignments that a layer dropped per step, over the last steps.
+    fn mean_drops(&self, layer: usize) -> f64 {
+        let of_layer = self.loads.iter().flatten().filter(|(l, ..)| *l == layer);
+        of_layer.map(|(_, _, drops)| *drops as f64).sum::<f64>() / self.loads.len().max(1) as f64
     }
 }
 

@@ -1,0 +1,108 @@
+"""Training runs of an experiment: each finished one is a line of a results file, an unfinished one is gone on with.
+
+Needs nothing but Python's standard library.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CRATES = Path(__file__).with_name("crates.txt")
+REGISTRY = Path.home() / ".cargo/registry/src"
+
+
+def arguments(doc, results, work):
+    """A parser with what all experiments take."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", help="text [the crates of crates.txt in Cargo's registry]")
+    parser.add_argument("--results", type=Path, default=ROOT / "docs/experiments" / results, help="[%(default)s]")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / work, help="where unfinished runs are [%(default)s]")
+    parser.add_argument("--senmon", type=Path, default=ROOT / "target/release/senmon", help="the binary [%(default)s]")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--verbose", action="store_true", help="show what the runs say")
+    parser.add_argument("--table", action="store_true", help="only print the table of what is done")
+    return parser
+
+
+def text(args):
+    """The text to train on: what was given, or a folder of links to the crates that the results were made with."""
+    if args.data:
+        return args.data
+    folder = args.work / "text"
+    names = CRATES.read_text().split()
+    found = {path.name: path for registry in REGISTRY.glob("*") for path in registry.iterdir()}
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise SystemExit(f"{len(missing)} crates of {CRATES.name} are not in {REGISTRY}, {missing[0]} for one: run cargo fetch")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if not (folder / name).exists():
+            shutil.copytree(found[name], folder / name)
+    return [folder]
+
+
+def read(path):
+    """The finished runs."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def find(done, **wanted):
+    """The finished run with these values, or none."""
+    return next((run for run in done if all(run.get(key) == value for key, value in wanted.items())), None)
+
+
+def processor():
+    """The processor's name."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+
+
+def train(args, name, what, settings):
+    """One run to its end; its line in the results. `what` tells it apart, `settings` are its flags."""
+    found = find(read(args.results), **what)
+    if found:
+        return found
+    out = args.work / name
+    command = [str(args.senmon), "train", "--out", str(out), "--json", "--threads", str(args.threads)]
+    if (out / "senmon.toml").exists():
+        command.append("--resume")
+    else:
+        shutil.rmtree(out, ignore_errors=True)
+        command += ["--data", *map(str, text(args)), *settings]
+    print(f"{name}: {'going on' if '--resume' in command else 'begins'}", file=sys.stderr, flush=True)
+    ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=None if args.verbose else subprocess.DEVNULL, text=True)
+    if ended.returncode:
+        raise SystemExit(f"{' '.join(command)}: exit {ended.returncode}")
+    said = json.loads(ended.stdout)
+    dead = [sum(share < 1e-3 / len(layer["load"]) for share in layer["load"]) for layer in said["load"]]
+    line = {
+        **what,
+        "bits_per_byte": said["eval"]["bits_per_byte"],
+        "eval_loss": said["eval"]["eval_loss"],
+        "domains": {domain: figures["bits_per_byte"] for domain, figures in said["eval"]["domains"].items()},
+        "parameters": said["parameters"],
+        "active_parameters": said["active_parameters"],
+        "flops_per_token": said["flops_per_token"],
+        "seconds": said["seconds"],
+        "tokens_per_second": said["tokens_per_second"],
+        "peak_memory_bytes": said["peak_memory_bytes"],
+        "load_cv": [layer["cv"] for layer in said["load"]],
+        "dead": dead,
+        "drops": [layer.get("drops", 0) for layer in said["load"]],
+        "text_documents": said["data"]["documents"],
+        "text_bytes": said["data"]["bytes"],
+        "processor": processor(),
+    }
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    with args.results.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    shutil.rmtree(out, ignore_errors=True)
+    print(f"{name}: {line['bits_per_byte']:.4f} bits per byte", file=sys.stderr, flush=True)
+    return line
