@@ -406,7 +406,7 @@ Examples:
   senmon route --set experts.count=8 --set router.capacity=1.0 --logits z.safetensors --train --out routing.safetensors --json
   senmon route --config run.toml --logits z.safetensors --out routing.safetensors")]
 pub struct RouteArgs {
-    /// A TOML file with [experts], [router] and [balance]; the rest has no effect
+    /// A TOML file; its tables experts, router and balance matter here
     #[arg(long, value_name = "FILE")]
     pub config: Vec<PathBuf>,
     /// One key of the configuration
