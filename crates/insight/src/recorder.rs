@@ -137,22 +137,32 @@ impl Recorder {
             logits: self.router_logits.then(Vec::new),
             ..LayerTrace::default()
         });
-        if (layer.count, layer.top_k) != (Some(count), k) {
-            return Err(failed(format!(
-                "{k} of {count} experts, {} of {:?} before",
-                layer.top_k, layer.count
-            )));
+        if layer.count != Some(count) {
+            return Err(failed(format!("{count} experts, {:?} before", layer.count)));
         }
         pad(layer, self.first);
-        for (expert, weight) in routing.experts.iter().zip(weights) {
+        // Tokens of some routers have as many experts as they need.
+        widen(layer, k);
+        let slots = routing.experts.iter().zip(weights).zip(&routing.picked);
+        for (slot, ((expert, weight), picked)) in slots.enumerate() {
             let empty = *expert == UNPICKED;
             layer.experts.push(if empty { EMPTY } else { *expert as u16 });
             layer.weights.push(if empty { 0.0 } else { weight });
-            // Without padding, which a text has not, only a capacity empties a slot.
-            layer.dropped.push(u8::from(empty && routing.dropped > 0));
+            layer.dropped.push(u8::from(empty && *picked != UNPICKED));
+            if (slot + 1).is_multiple_of(k) {
+                for _ in k..layer.top_k {
+                    layer.experts.push(EMPTY);
+                    layer.weights.push(0.0);
+                    layer.dropped.push(0);
+                }
+            }
         }
         if let Some(logits) = &mut layer.logits {
-            logits.extend(read(&routing.logits)?);
+            // A router with other columns than experts has its scores, as logarithms.
+            let by_expert = routing.logits.dim(1).is_ok_and(|columns| columns == count);
+            let of = if by_expert { routing.logits.clone() } else { routing.scores.clone() };
+            let values = read(&of)?;
+            logits.extend(values.into_iter().map(|x| if by_expert { x } else { x.ln() }));
         }
         Ok(())
     }
@@ -174,6 +184,23 @@ fn pad(layer: &mut LayerTrace, tokens: usize) {
     layer.dropped.resize(slots, 0);
     if let (Some(logits), Some(count)) = (&mut layer.logits, layer.count) {
         logits.resize(tokens * count, f32::NAN);
+    }
+}
+
+/// Gives every token of a layer at least `slots` slots.
+fn widen(layer: &mut LayerTrace, slots: usize) {
+    fn rows<T: Copy>(values: &mut Vec<T>, from: usize, to: usize, fill: T) {
+        let wide = values
+            .chunks_exact(from)
+            .flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(fill, to - from)));
+        *values = wide.collect();
+    }
+    let before = layer.top_k;
+    if slots > before {
+        rows(&mut layer.experts, before, slots, EMPTY);
+        rows(&mut layer.weights, before, slots, 0.0);
+        rows(&mut layer.dropped, before, slots, 0);
+        layer.top_k = slots;
     }
 }
 
@@ -240,7 +267,28 @@ mod tests {
         let weights = (0..experts.len()).map(|i| 0.5 + i as f32).collect();
         let logits = tensor((0..3 * tokens).map(|i| i as f32).collect(), &[tokens, 3]);
         let routing = Routing::new(experts.to_vec(), tensor(weights, &[tokens, k]), logits).unwrap();
-        Routing { dropped, ..routing }
+        let picked = |e: &u32| if dropped > 0 && *e == UNPICKED { 0 } else { *e };
+        Routing { dropped, picked: experts.iter().map(picked).collect(), ..routing }
+    }
+
+    #[test]
+    fn tokens_have_as_many_slots_as_the_widest_and_drops_are_told_from_empty_slots() {
+        let mut recorder = Recorder::new(true);
+        recorder.pass(&[(0, &[5, 6])]);
+        recorder.routed(0, &routing(&[0, 1], 1, 0));
+        recorder.pass(&[(0, &[7])]);
+        let mut wide = routing(&[2, 1, UNPICKED, UNPICKED], 4, 0);
+        wide.picked[2] = 0;
+        recorder.routed(0, &wide);
+        recorder.pass(&[(0, &[8])]);
+        recorder.routed(0, &routing(&[2, 0], 2, 0));
+        let about = About { domains: vec!["text".into()], ..About::default() };
+        let trace = recorder.finish(about, |_| None).unwrap();
+        let layer = &trace.layers[&0];
+        let e = EMPTY;
+        assert_eq!(layer.top_k, 4);
+        assert_eq!(layer.experts, [0, e, e, e, 1, e, e, e, 2, 1, e, e, 2, 0, e, e]);
+        assert_eq!(layer.dropped, [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0]);
     }
 
     #[test]

@@ -152,7 +152,10 @@ pub fn describe(spec: &ModelSpec, family: &str) -> Description {
 fn router(moe: &crate::spec::MoeSpec) -> String {
     let r = &moe.router;
     let mut text = r.kind.clone();
-    if matches!(r.kind.as_str(), "topk_pre" | "sigmoid_bias") {
+    if matches!(
+        r.kind.as_str(),
+        "topk_pre" | "sigmoid_bias" | "softmax_bias" | "sqrt_softplus" | "top_p" | "hierarchical"
+    ) {
         text.push_str(if r.normalize { ", normalized" } else { ", not normalized" });
     }
     if r.scale != 1.0 {
@@ -160,6 +163,24 @@ fn router(moe: &crate::spec::MoeSpec) -> String {
     }
     if r.groups > 1 {
         let _ = write!(text, ", {} of {} groups", r.top_groups, r.groups);
+    }
+    if r.eval_capacity > 0.0 {
+        let _ = write!(text, ", capacity {}", r.eval_capacity);
+    }
+    let x = &moe.extras;
+    for (what, count) in [("zero", x.zero), ("identity", x.identity), ("constant", x.constant)] {
+        if count > 0 {
+            let _ = write!(text, ", {count} {what}");
+        }
+    }
+    if x.residual {
+        text.push_str(", residual");
+    }
+    if x.latent > 0 {
+        let _ = write!(text, ", latent width {}", x.latent);
+    }
+    if x.members > 1 {
+        let _ = write!(text, ", {} members", x.members);
     }
     text
 }
