@@ -99,6 +99,12 @@ impl ModelSpec {
         let head = norm + v * h + if self.head_bias { v } else { 0 };
         let (mut total, mut active) = (head + if self.tie_embeddings { 0 } else { v * h }, head);
         for layer in &self.layers {
+            if let FfnSpec::Moe(moe) = layer
+                && router::kind(&moe.router.kind).is_ok_and(|kind| kind.by_token_id)
+            {
+                // The table of token ids, of which a token reads a row.
+                total += v * moe.top_k as u128;
+            }
             let (all, met) = layer.parameters(self.hidden);
             total += attention + all;
             active += attention + met;
@@ -134,7 +140,8 @@ impl FfnSpec {
             FfnSpec::Moe(moe) => {
                 let layer = moe.layer(hidden);
                 let (e, choices) = (moe.experts as u128, layer.choices() as u128);
-                let k = router::width(&moe.router, moe.experts, moe.top_k).ceil() as u128;
+                let k = router::width(&moe.router, moe.experts, moe.top_k).ceil() as u128
+                    * moe.extras.members.max(1) as u128;
                 let columns = router::columns(&moe.router, layer.choices()) as u128;
                 let biased = router::kind(&moe.router.kind).is_ok_and(|kind| kind.selection_bias);
                 let h = hidden as u128;

@@ -429,6 +429,13 @@ impl ModelSpec {
                 }
             }
         }
+        let members = |layer: &FfnSpec| match layer {
+            FfnSpec::Moe(moe) => Some(moe.extras.members.max(1)),
+            FfnSpec::Dense(_) => None,
+        };
+        if self.layers.iter().filter_map(members).any(|n| n != self.members()) {
+            return refuse("extras.members", &self.members(), "must be the same in all MoE layers");
+        }
         let total = self.parameters_and_active().0;
         if total > MAX_PARAMETERS {
             return refuse("parameters", &total, &format!("must be at most {MAX_PARAMETERS}"));

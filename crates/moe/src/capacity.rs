@@ -24,6 +24,8 @@ pub struct Capacity<'a> {
     pub group: usize,
     /// E, which C goes by.
     pub of: usize,
+    /// Random numbers of a token, one for each logit.
+    pub width: usize,
     /// Who is left out.
     pub drop: Drop,
     /// Random numbers.
@@ -98,7 +100,7 @@ impl Capacity<'_> {
                 let mut order: Vec<usize> = (group.start * slots..group.end * slots).collect();
                 let number = |slot: &usize| {
                     let (token, expert) = (slot / slots, picks[*slot] as usize);
-                    self.draws.uniform(Purpose::Drop, token, expert.min(experts - 1), experts)
+                    self.draws.uniform(Purpose::Drop, token, expert.min(experts - 1), self.width)
                 };
                 order.sort_by(|a, b| falling(number(a), number(b)));
                 order
@@ -113,7 +115,7 @@ mod tests {
 
     fn drops(drop: Drop, picks: &[u32], weights: &[f32], factor: f64) -> Vec<u32> {
         let draws = Draws { given: &[(Purpose::Drop, &[0.1, 0.2, 0.9, 0.8, 0.5, 0.4])], ..Draws::default() };
-        let capacity = Capacity { factor, top_k: 2, least: 0, group: 0, of: 2, drop, draws };
+        let capacity = Capacity { factor, top_k: 2, least: 0, group: 0, of: 2, width: 2, drop, draws };
         let mut picks = picks.to_vec();
         capacity.apply(&mut picks, weights, 2, 2, |_| true);
         picks

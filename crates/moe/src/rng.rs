@@ -68,6 +68,9 @@ pub struct Draws<'a> {
     pub layer: u64,
     /// Tokens of the step before those of this pass.
     pub first: u64,
+    /// Tokens of one part of the pass, where it has every token several times (the members of an ensemble, each with numbers of its own); 0 for
+    /// one part.
+    pub part: usize,
     /// Numbers to take instead, \[T, width\] by purpose.
     pub given: &'a [(Purpose, &'a [f32])],
 }
@@ -85,7 +88,9 @@ impl Draws<'_> {
         if let Some((_, given)) = self.given.iter().find(|(of, _)| *of == purpose) {
             return given.get(token * width + column).copied().unwrap_or(0.0);
         }
-        let stream = Stream::new(&[self.seed, self.step, self.layer, purpose as u64]);
+        let (part, token) =
+            (token.checked_div(self.part).unwrap_or(0), token.checked_rem(self.part).unwrap_or(token));
+        let stream = Stream::new(&[self.seed, self.step, self.layer, purpose as u64, part as u64]);
         make(stream, (self.first + token as u64) * width as u64 + column as u64)
     }
 

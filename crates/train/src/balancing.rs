@@ -15,7 +15,7 @@ pub struct Balancing {
     pub config: BalanceConfig,
     /// The coefficient of `l1`, for routers that have one.
     multiplier: Option<f64>,
-    /// The share of gates that `l1` leads to, by layer from E and K; 0 says so.
+    /// The share of gates, over all layers, that `l1` leads to be shut; 0 for all but K a token.
     target: f64,
     top_k: usize,
     /// `distill` is the consistency of two passes, not the distance of a token's experts.
@@ -118,9 +118,10 @@ impl Balancing {
             layer.running().step(config.ema_decay);
         }
         if let Some(multiplier) = &mut self.multiplier {
-            let experts = seen.layers.values().map(|of| of.picked.len()).max().unwrap_or(1);
+            // K open gates a token in each layer, of all that there are.
+            let gates: usize = seen.layers.values().map(|of| of.picked.len()).sum();
             let target = match self.target {
-                0.0 => 1.0 - self.top_k as f64 / experts.max(1) as f64,
+                0.0 => 1.0 - (self.top_k * seen.layers.len()) as f64 / gates.max(1) as f64,
                 target => target,
             };
             *multiplier = balance::step_multiplier(*multiplier, seen.shut(), target);

@@ -2,7 +2,7 @@
 
 use senmon_moe::router;
 
-use senmon_moe::config::DenseGradient;
+use senmon_moe::config::{AuxCounts, DenseGradient};
 
 use crate::config::{Count, Ffn, RunConfig, families};
 use crate::error::{Result, TrainError};
@@ -226,7 +226,33 @@ impl RunConfig {
                 kind.name
             ));
         }
-        let special = e.zero.saturating_add(e.identity).saturating_add(e.constant) > 0;
+        if b.aux_counts == AuxCounts::Unbiased && !kind.selection_bias {
+            return refuse(format!(
+                "balance.aux_counts = \"unbiased\" counts picks without the selection bias, and router.kind = \"{}\" has none: take one of {}",
+                kind.name,
+                with_bias()
+            ));
+        }
+        if b.distill > 0.0 && e.top_k == 1 && kind.name != "random" {
+            return refuse("balance.distill compares the experts of a token, and experts.top_k = 1".into());
+        }
+        let by_sigmoid = kind.name == "base" || kind.name == "sinkhorn" && e.top_k == 1;
+        if b.dense_gradient != DenseGradient::None && by_sigmoid {
+            return refuse(format!(
+                "balance.dense_gradient is a gradient of the softmax, and router.kind = \"{}\" weighs one expert by its sigmoid",
+                kind.name
+            ));
+        }
+        if kind.name == "soft"
+            && r.group_size > 0
+            && !(self.train.batch * self.train.sequence).is_multiple_of(r.group_size)
+        {
+            return refuse(format!(
+                "router.group_size = {} does not divide the {} tokens of a micro-batch, which router.kind = \"soft\" mixes in groups",
+                r.group_size,
+                self.train.batch * self.train.sequence
+            ));
+        }
         let slots_differ = ["soft", "depth"].contains(&kind.name);
         if (b.distill > 0.0 || b.dense_gradient != DenseGradient::None)
             && (slots_differ || kind.name == "dense")
@@ -244,11 +270,10 @@ impl RunConfig {
                 kind.name
             ));
         }
-        if b.dense_gradient == DenseGradient::StraightThrough
-            && (special || e.latent > 0)
-            && r.expert_dropout > 0.0
-        {
-            return refuse("balance.dense_gradient does not go with router.expert_dropout".into());
+        if b.dense_gradient == DenseGradient::StraightThrough && r.expert_dropout > 0.0 {
+            return refuse(
+                "balance.dense_gradient = \"straight_through\" does not go with router.expert_dropout".into(),
+            );
         }
         Ok(())
     }
@@ -331,7 +356,8 @@ impl RunConfig {
             let constant_weight = e.top_k == 1
                 && match r.kind.as_str() {
                     "topk_post" | "noisy_topk" => true,
-                    "topk_pre" | "sigmoid_bias" | "softmax_bias" | "sqrt_softplus" => r.normalize,
+                    "topk_pre" | "sigmoid_bias" | "softmax_bias" | "sqrt_softplus" | "hierarchical"
+                    | "top_p" => r.normalize,
                     _ => false,
                 };
             if r.kind == "sinkhorn" && b.aux > 0.0 {

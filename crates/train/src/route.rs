@@ -167,6 +167,9 @@ pub fn route(config: &RunConfig, given: &Given, train: bool) -> Result<(Routing,
     let table = match (&given.table, &given.token_ids) {
         (Some(table), _) => Some(table.clone()),
         (None, Some(ids)) if kind.by_token_id => {
+            if let Some(id) = ids.iter().find(|id| **id >= 1 << 24) {
+                return Err(TrainError::Conflict(format!("`token_ids` holds {id}, beyond any vocabulary")));
+            }
             let mut counts = vec![0; ids.iter().max().map_or(0, |id| *id as usize + 1)];
             ids.iter().for_each(|id| counts[*id as usize] += 1);
             Some(router::balanced_table(&counts, experts, layer.top_k))

@@ -397,7 +397,10 @@ fn fill_tables(spec: &ModelSpec, values: &mut [Vec<f32>], counts: &[u64]) {
 
 /// What only the tokenizer and the configuration know of a model: its special tokens, and how its router is to be.
 fn complete(mut spec: ModelSpec, config: &RunConfig, tokenizer: Option<&TextTokenizer>) -> ModelSpec {
-    for layer in &mut spec.layers {
+    // A model whose router nobody changes keeps it, layer by layer.
+    let first = spec.first_moe().map(|moe| moe.router.clone());
+    let kept = first.is_some_and(|first| first == config.router);
+    for layer in spec.layers.iter_mut().filter(|_| !kept) {
         if let FfnSpec::Moe(moe) = layer {
             let slots = moe.router.slots;
             moe.router = config.router.clone();

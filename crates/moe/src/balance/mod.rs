@@ -33,6 +33,10 @@ pub struct Around<'a> {
 
 /// What the auxiliary loss counts of a routing: \[E\].
 pub fn counted<'a>(routing: &'a Routing, config: &BalanceConfig) -> &'a [u32] {
+    if routing.mean_gates.is_some() {
+        // Gates are open or shut; none is first.
+        return &routing.picked_load;
+    }
     let first = match config.convention {
         Convention::Deepspeed => routing.second_by_chance,
         Convention::Fairscale => true,
@@ -112,16 +116,16 @@ fn aux(routings: &[Routing], config: &BalanceConfig, global: Option<&[Vec<u64>]>
             // The tokens of all layers count as one set; all layers see the same tokens, so its means are means over
             // layers.
             let first = &routings[0];
-            if routings.iter().any(|r| r.load.len() != first.load.len() || r.top_k != first.top_k) {
+            if routings.iter().any(|r| r.load.len() != first.load.len() || r.asked != first.asked) {
                 // Layers that differ in E or k have no joint f and P: the mean over layers stands for it.
-                return by_layer(routings, &|layer, r| Ok((one(layer, r)? * r.top_k as f64)?));
+                return by_layer(routings, &|layer, r| Ok((one(layer, r)? * r.asked as f64)?));
             }
             let all: Vec<Vec<f32>> = routings.iter().enumerate().map(|(l, r)| fractions(l, r)).collect();
             let f: Vec<f32> = (0..first.load.len())
                 .map(|e| all.iter().map(|f| f[e]).sum::<f32>() / routings.len() as f32)
                 .collect();
             let p = mean(routings, |r| Ok(r.mean_scores.clone()))?;
-            Ok((product(&f, &p)? * first.top_k as f64)?)
+            Ok((product(&f, &p)? * first.asked as f64)?)
         }
     }
 }

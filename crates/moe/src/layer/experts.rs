@@ -100,14 +100,17 @@ impl MoeLayer {
         if !ctx.train || share == 0.0 {
             return Ok(a);
         }
-        let (rows, width) = a.dims2()?;
-        let (draws, keep) = (ctx.draws(), (1.0 / (1.0 - share)) as f32);
-        let factors: Vec<f32> = (0..rows * width)
-            .map(|at| {
-                let slot = dispatch.slot_of_row[at / width] as usize;
-                let (token, column) = (slot / slots, slot % slots * width + at % width);
-                let u = draws.uniform(Purpose::Dropout, token, column, slots * width);
-                if f64::from(u) < share { 0.0 } else { keep }
+        let (_, width) = a.dims2()?;
+        let tokens = dispatch.tokens * dispatch.slots / slots.max(1);
+        let (draws, keep) = (self.draws(ctx, tokens), (1.0 / (1.0 - share)) as f32);
+        // By token and expert: how many slots a token has plays no part.
+        let experts = dispatch.experts();
+        let rows = (0..experts).flat_map(|e| dispatch.rows_of(e).map(move |row| (e, row)));
+        let factors: Vec<f32> = rows
+            .flat_map(|(e, row)| {
+                let token = dispatch.slot_of_row[row] as usize / slots;
+                let draw = move |i| draws.uniform(Purpose::Dropout, token, e * width + i, experts * width);
+                (0..width).map(move |i| if f64::from(draw(i)) < share { 0.0 } else { keep })
             })
             .collect();
         Ok((&a * Tensor::from_vec(factors, a.shape(), a.device())?)?)
@@ -128,7 +131,7 @@ impl MoeLayer {
         }
         let scores = routing.scores.narrow(1, 0, experts)?;
         let open = Tensor::from_vec(open, (tokens, experts), scores.device())?;
-        Ok(((&scores - scores.detach())? * open)?)
+        Ok(((&scores - scores.detach())? * (open * self.config.router.scale)?)?)
     }
 
     /// 0, \[T, L\], with the gradient that the router would have if the experts that were not picked had been weighed by their scores (DenseMixer).

@@ -285,7 +285,7 @@ pub fn check_together(config: &MoeConfig) -> Result<()> {
                 x.members, config.experts, config.top_k
             ));
         }
-        if !["topk_pre", "topk_post", "sigmoid_bias", "softmax_bias"].contains(&kind) || x.special() > 0 {
+        if !["topk_pre", "topk_post"].contains(&kind) || x.special() > 0 {
             return refuse(format!(
                 "experts.members does not go with router.kind = \"{kind}\" or special experts"
             ));
@@ -293,6 +293,17 @@ pub fn check_together(config: &MoeConfig) -> Result<()> {
         if r.groups > 1 {
             return refuse("experts.members and router.groups do not go together".into());
         }
+    }
+    let by_itself = ["expert_choice", "depth", "soft"].contains(&kind);
+    if r.eval_capacity > 0.0 && (by_itself || kind == "random")
+        || kind == "dense" && r.capacity + r.eval_capacity > 0.0
+    {
+        return refuse(format!(
+            "router.capacity = {} and router.eval_capacity = {} do not both mean something for router.kind = \"{kind}\": {}",
+            r.capacity,
+            r.eval_capacity,
+            if by_itself { "what its experts take is router.capacity" } else { "it uses all experts" }
+        ));
     }
     if config.expert_bias && x.latent > 0 {
         return refuse("experts with biases do not go with experts.latent".into());

@@ -23,7 +23,7 @@ impl MoeLayer {
     /// The logits of `x` \[T, H\], with the noise of training on the router's copy of it.
     pub(super) fn logits(&self, x: &Tensor, ctx: &Ctx) -> Result<Tensor> {
         let seen = match self.config.router.jitter {
-            jitter if ctx.train && jitter > 0.0 => jittered(x, jitter as f32, &ctx.draws())?,
+            jitter if ctx.train && jitter > 0.0 => jittered(x, jitter as f32, &self.draws(ctx, x.dim(0)?))?,
             _ => x.clone(),
         };
         let mut logits = ops::linear(&seen, &self.params.router)?;
@@ -80,7 +80,7 @@ impl MoeLayer {
             bias: bias.as_deref(),
             forced: ctx.forced,
             train: ctx.train,
-            draws: ctx.draws(),
+            draws: self.draws(ctx, x.dim(0)?),
             noise_std: noise_std.as_ref(),
             token_ids: ctx.token_ids,
             table: table.as_deref(),
@@ -92,13 +92,15 @@ impl MoeLayer {
     }
 }
 
-impl Ctx<'_> {
-    pub(super) fn draws(&self) -> Draws<'static> {
+impl MoeLayer {
+    /// The random numbers of a pass of `rows` tokens, of which an ensemble has each once for every member.
+    pub(super) fn draws(&self, ctx: &Ctx, rows: usize) -> Draws<'static> {
         Draws {
-            seed: self.seed,
-            step: self.step,
-            layer: self.layer as u64,
-            first: self.first_token,
+            seed: ctx.seed,
+            step: ctx.step,
+            layer: ctx.layer as u64,
+            first: ctx.first_token,
+            part: rows / self.config.extras.members.max(1),
             given: &[],
         }
     }
@@ -130,9 +132,11 @@ fn finish(
         return shape("the logits", vec![tokens, columns], format!("[T, {wanted}]"));
     }
     if let Some(forced) = input.forced
-        && (forced.is_empty() != (tokens == 0) || forced.len() % tokens.max(1) != 0)
+        && (forced.is_empty() != (tokens == 0)
+            || forced.len() % tokens.max(1) != 0
+            || !is_ragged(&r.kind) && forced.len() != tokens * input.top_k)
     {
-        return shape("the forced routing", vec![forced.len()], format!("[{tokens}, slots]"));
+        return shape("the forced routing", vec![forced.len()], format!("[{tokens}, {}]", input.top_k));
     }
     if let Some(mask) = input.mask
         && mask.len() != tokens
@@ -165,7 +169,7 @@ fn finish(
     }
 
     let picked = choice.experts.clone();
-    let mut dropped = drop_beyond_capacity(config, &mut choice, &input, counts)?;
+    let mut dropped = drop_beyond_capacity(config, &mut choice, &input, columns, counts)?;
     if let Some(capacity) = config.sequence_capacity {
         let of_sequence = tokens.div_ceil(sequences).max(1) * slots;
         for sequence in choice.experts.chunks_mut(of_sequence) {
@@ -173,7 +177,7 @@ fn finish(
         }
     }
     if dropped > 0 {
-        choice.weights = if r.normalize_after_drop && input.forced.is_none() {
+        choice.weights = if r.normalize_after_drop && normalizes(&r.kind) {
             router.choose(logits, &RouteInput { forced: Some(&choice.experts), ..input })?.weights
         } else {
             let kept: Vec<f32> = choice.experts.iter().map(|e| f32::from(u8::from(*e != EMPTY))).collect();
@@ -240,6 +244,28 @@ fn finish(
     Ok(Routed { routing, dispatch: Arc::new(dispatch), weighs_input: choice.weighs_input })
 }
 
+/// The kinds whose weights are, or may be, divided by their sum over what was picked.
+fn normalizes(kind: &str) -> bool {
+    let kinds = [
+        "topk_pre",
+        "topk_post",
+        "noisy_topk",
+        "sigmoid_bias",
+        "softmax_bias",
+        "sqrt_softplus",
+        "gshard",
+        "top_p",
+        "hierarchical",
+        "hash",
+    ];
+    kinds.contains(&kind)
+}
+
+/// Whether tokens of a kind may have other numbers of slots than K.
+fn is_ragged(kind: &str) -> bool {
+    ["dense", "top_p", "relu", "random", "expert_choice"].contains(&kind)
+}
+
 /// Tokens that are routed together: a group, or the sequence for kinds that mix its tokens; 0 for all.
 pub(super) fn together(config: &MoeConfig, tokens: usize, sequences: usize) -> usize {
     match (config.router.group_size, config.router.kind.as_str()) {
@@ -253,6 +279,7 @@ fn drop_beyond_capacity(
     config: &MoeConfig,
     choice: &mut Choice,
     input: &RouteInput,
+    columns: usize,
     counts: impl Fn(usize) -> bool,
 ) -> Result<usize> {
     let r = &config.router;
@@ -266,6 +293,7 @@ fn drop_beyond_capacity(
         least: r.min_capacity,
         group: r.group_size,
         of: config.choices(),
+        width: choice.scores.dim(1)?.max(columns),
         drop: r.drop,
         draws: input.draws,
     };

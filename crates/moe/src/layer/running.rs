@@ -49,16 +49,17 @@ impl RunningMeans {
         });
     }
 
-    /// Ends an optimiser step: means of experts that were used move to those of this step by 1 - `decay`; the first ones are taken whole.
+    /// Ends an optimiser step: means of experts that were used move to those of this step by 1 - `decay`; an expert's first is taken whole.
     pub fn step(&self, decay: f64) {
         self.with(|state| {
             if state.counts.is_empty() {
                 return;
             }
             let width = state.sums.len() / state.counts.len();
-            let first = state.means.is_empty();
             state.means.resize(state.sums.len(), 0.0);
             for (e, count) in state.counts.iter().enumerate().filter(|(_, count)| **count > 0) {
+                // An expert that was never used has 0 for a mean.
+                let first = state.means[e * width..][..width].iter().all(|mean| *mean == 0.0);
                 for at in e * width..(e + 1) * width {
                     let new = state.sums[at] / *count as f64;
                     let old = f64::from(state.means[at]);

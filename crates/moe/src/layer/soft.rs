@@ -13,7 +13,11 @@ impl MoeLayer {
     /// `y` \[T, L\] of `x` \[T, H\] and `inner` \[T, L\].
     pub(super) fn soft(&self, x: &Tensor, inner: &Tensor, ctx: &Ctx) -> Result<(Tensor, Routing)> {
         let (tokens, width) = inner.dims2()?;
-        let together = together(&self.config, tokens, ctx.sequences.max(1));
+        let mut together = together(&self.config, tokens, ctx.sequences.max(1));
+        if !ctx.train && together > 0 && !tokens.is_multiple_of(together) {
+            // A text is as long as it is.
+            together = tokens;
+        }
         if together == 0 || !tokens.is_multiple_of(together) {
             let expected = format!("[a multiple of {together}, {width}], the tokens that are mixed together");
             return Err(MoeError::Shape {
@@ -23,7 +27,7 @@ impl MoeLayer {
             });
         }
         let unit = |x: &Tensor| -> candle_core::Result<Tensor> {
-            x.broadcast_div(&x.sqr()?.sum_keepdim(1)?.sqrt()?.maximum(1e-6f32)?)
+            x.broadcast_div(&x.sqr()?.sum_keepdim(1)?.maximum(1e-12f32)?.sqrt()?)
         };
         let phi = unit(&ops::watched(&self.params.router)?)?;
         let mut logits = unit(x)?.matmul(&phi.t()?)?;

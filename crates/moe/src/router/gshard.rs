@@ -8,7 +8,7 @@
 
 use super::{Choice, RouteInput, Router, gather, normalized, only, scaled};
 use crate::config::{RouterConfig, Second};
-use crate::error::Result;
+use crate::error::{MoeError, Result};
 use crate::rng::Purpose;
 use crate::tensor::read;
 use candle_core::{D, Tensor};
@@ -20,18 +20,22 @@ pub(super) struct GShard {
     second: Second,
     threshold: f32,
     normalize: bool,
-    after_drop: bool,
     scale: f64,
 }
 
 impl GShard {
     pub(super) fn build(config: &RouterConfig, _experts: usize, top_k: usize) -> Result<Box<dyn Router>> {
         only("gshard", "picks two experts", 2, top_k)?;
+        if config.second == Second::Threshold && config.normalize_after_drop {
+            let what = "router.normalize_after_drop goes with router.second = \"gumbel\" or \"greedy\": with \"threshold\" the first weight \
+                        stays as it is when the second is left out"
+                .into();
+            return Err(MoeError::Config { what });
+        }
         Ok(Box::new(Self {
             second: config.second,
             threshold: config.second_threshold as f32,
             normalize: config.normalize,
-            after_drop: config.normalize_after_drop,
             scale: config.scale,
         }))
     }
@@ -78,7 +82,7 @@ impl Router for GShard {
         };
         // A second that was left out counts in the sum of a pass that is repeated, as it did.
         let pairs = match input.forced {
-            Some(forced) if self.second == Second::Threshold && !self.after_drop => {
+            Some(forced) if self.second == Second::Threshold => {
                 read(logits, |z| with_seconds(z, experts, forced))?
             }
             _ => picks.clone(),

@@ -4,12 +4,13 @@
 //! the model: [`balanced_table`] makes one in which experts see as many tokens each. Sources: Hash Layers (2106.04426), "balanced hash"; with scores
 //! DeepSeek-V4 (transformers' `deepseek_v4`).
 
-use super::scored::softplus;
+use super::scored::sqrt_softplus;
 use super::{Choice, RouteInput, Router, TINY, gather, normalized, scaled};
 use crate::config::{HashScore, RouterConfig};
 use crate::error::{MoeError, Result};
 use candle_core::{D, Tensor};
 use candle_nn::ops::{sigmoid, softmax};
+use senmon_kernels::dispatch::EMPTY;
 
 #[derive(Debug)]
 pub(super) struct Hash {
@@ -49,7 +50,7 @@ impl Router for Hash {
                 return Err(MoeError::Config { what });
             }
         };
-        if let Some(expert) = picks.iter().find(|e| **e as usize >= experts) {
+        if let Some(expert) = picks.iter().find(|e| **e != EMPTY && **e as usize >= experts) {
             let what = format!("router.kind = \"hash\": the table names expert {expert} of {experts}");
             return Err(MoeError::Config { what });
         }
@@ -58,10 +59,13 @@ impl Router for Hash {
             HashScore::None => None,
             HashScore::Softmax => Some(scores.clone()),
             HashScore::Sigmoid => Some(sigmoid(logits)?),
-            HashScore::SqrtSoftplus => Some(softplus(logits)?.sqrt()?),
+            HashScore::SqrtSoftplus => Some(sqrt_softplus(logits)?),
         };
         let weights = match scored {
-            None => Tensor::full(1.0 / k as f32, (tokens, k), logits.device())?,
+            None => {
+                let share = |e: &u32| if *e == EMPTY { 0.0 } else { 1.0 / k as f32 };
+                Tensor::from_vec(picks.iter().map(share).collect::<Vec<f32>>(), (tokens, k), logits.device())?
+            }
             Some(scored) if self.normalize => normalized(gather(&scored, &picks, k)?, TINY)?,
             Some(scored) => gather(&scored, &picks, k)?,
         };

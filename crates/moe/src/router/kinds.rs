@@ -212,6 +212,8 @@ pub fn width(config: &RouterConfig, experts: usize, top_k: usize) -> f64 {
     let width = match config.kind.as_str() {
         "dense" => experts as f64,
         "depth" => or(0.125),
+        // As many slots as tokens, which is the default.
+        "soft" => 1.0,
         "expert_choice" => top_k as f64 * or(1.0),
         _ => top_k as f64,
     };

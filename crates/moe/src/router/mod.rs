@@ -153,6 +153,32 @@ pub fn build(config: &RouterConfig, experts: usize, top_k: usize) -> Result<Box<
             top * (experts / groups)
         ));
     }
+    let grouped = [
+        "topk_pre",
+        "topk_post",
+        "switch",
+        "sigmoid_input",
+        "sigmoid_bias",
+        "softmax_bias",
+        "sqrt_softplus",
+        "noisy_topk",
+        "sinkhorn",
+        "hierarchical",
+    ];
+    if groups > 1 && !grouped.contains(&config.kind.as_str()) && kind(&config.kind).is_ok() {
+        return refuse(format!(
+            "router.groups = {groups} has no meaning for router.kind = \"{}\"; it has for {}",
+            config.kind,
+            grouped.join(", ")
+        ));
+    }
+    let unscaled = ["sparsemixer", "soft"].contains(&config.kind.as_str());
+    if unscaled && config.scale != 1.0 || config.kind == "soft" && config.jitter != 0.0 {
+        return refuse(format!(
+            "router.scale = {} and router.jitter = {} have no meaning for router.kind = \"{}\"",
+            config.scale, config.jitter, config.kind
+        ));
+    }
     if !config.scale.is_finite() || !(0.0..1.0).contains(&config.jitter) {
         return refuse(format!(
             "router.scale = {} must be finite and router.jitter = {} in [0, 1)",

@@ -15,6 +15,9 @@ use crate::tensor::read;
 use candle_core::{D, Tensor};
 use candle_nn::ops::softmax;
 
+/// What the smooth load divides by at least.
+const LEAST_STD: f32 = 1e-6;
+
 #[derive(Debug)]
 pub(super) struct Noisy {
     noise: Noise,
@@ -58,7 +61,8 @@ impl Noisy {
         })?;
         let at = Tensor::from_vec(at, (tokens, experts), clean.device())?;
         let threshold = noisy.gather(&at, 1)?;
-        let x = ((clean - threshold)? / std)?;
+        // A learned deviation may go to 0.
+        let x = ((clean - threshold)? / std.maximum(LEAST_STD)?)?;
         let chance = ((x * std::f64::consts::FRAC_1_SQRT_2)?.erf()? + 1.0)?.affine(0.5, 0.0)?;
         let counts: Vec<f32> = (0..tokens).map(|t| f32::from(u8::from(input.counts(t)))).collect();
         let counts = Tensor::from_vec(counts, (tokens, 1), clean.device())?;

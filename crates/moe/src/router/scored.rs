@@ -60,9 +60,22 @@ impl Scored {
     }
 }
 
-/// ln(1 + e^x), without overflow.
+/// ln(1 + e^x), without overflow, and to the last bits where it is near 0.
 pub(crate) fn softplus(x: &Tensor) -> Result<Tensor> {
-    Ok((x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?)?)
+    // ln(1 + u) = 2·artanh(u / (2 + u)), of which the series converges fast for u = e^-|x|, at most 1.
+    let u = x.abs()?.neg()?.exp()?;
+    let s = (&u / (&u + 2.0)?)?;
+    let square = s.sqr()?;
+    let mut series = square.affine(1.0 / 15.0, 1.0 / 13.0)?;
+    for n in [11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
+        series = ((series * &square)? + 1.0 / n)?;
+    }
+    Ok((x.relu()? + (s * series)?.affine(2.0, 0.0)?)?)
+}
+
+/// The root of [`softplus`], with a gradient of 0 where that is as good as 0.
+pub(super) fn sqrt_softplus(x: &Tensor) -> Result<Tensor> {
+    Ok(softplus(x)?.maximum(1e-30f32)?.sqrt()?)
 }
 
 impl Router for Scored {
@@ -70,7 +83,7 @@ impl Router for Scored {
         let s = match self.score {
             Score::Sigmoid => sigmoid(logits)?,
             Score::Softmax => softmax(logits, D::Minus1)?,
-            Score::SqrtSoftplus => softplus(logits)?.sqrt()?,
+            Score::SqrtSoftplus => sqrt_softplus(logits)?,
         };
         let (picks, unbiased) = select_biased(&s, input, self.groups)?;
         let mut weights = gather(&s, &picks, input.top_k)?;

@@ -54,13 +54,14 @@ impl SparseMixer {
                 greatest(&|j| z[j] + mask[j] + noise(j)).unwrap_or(best)
             };
             let pick = match input.forced {
-                Some(forced) => forced[2 * t + n] as usize,
+                Some(forced) => forced.get(2 * t + n).map_or(best, |pick| *pick as usize),
                 None if input.train => drawn(),
                 None => best,
             };
             let uncut = !input.train || pick == best || input.draws.uniform(Purpose::Keep, t, n, 2) > UNCUT;
             picks[n] = (pick as u32, if uncut { 1.0 } else { CUT });
-            first = Some(pick);
+            // A first pick that was dropped was the greatest, as far as anyone knows.
+            first = Some(if pick < z.len() { pick } else { best });
         }
         picks
     }
