@@ -461,3 +461,46 @@ fn a_pass_is_repeated_by_its_picks() {
         assert!(near, "{}", kind.name);
     }
 }
+
+#[test]
+fn gradients_stay_numbers_at_the_edges() {
+    // Tokens of zeros, logits far from 0 on both sides, padding, experts that are full at once.
+    let x0 = {
+        let mut values = numbers(12 * H, 9, 1.0);
+        values[..H].fill(0.0);
+        values[5 * H..6 * H].fill(0.0);
+        Tensor::from_vec(values, (12, H), &Device::Cpu).unwrap()
+    };
+    let mask: Vec<bool> = (0..12).map(|t| t != 5 && t != 7).collect();
+    let tokens = ids(12);
+    for kind in KINDS {
+        for (size, capacity) in [(60.0, 0.0), (60.0, 0.4), (0.0, 0.0), (1e-3, 0.4)] {
+            let mut c = config(kind.name);
+            c.router.capacity = if kind.name == "dense" { 0.0 } else { capacity };
+            c.router.normalize_after_drop = kind.name != "gshard";
+            let layer = layer_of(&c, &trained);
+            let p = layer.params();
+            p.router.update(|values| values.iter_mut().for_each(|x| *x *= size)).unwrap();
+            for extra in p.extras.values() {
+                // A learned deviation that has gone to 0.
+                extra.update(|values| values.iter_mut().for_each(|x| *x *= size)).unwrap();
+            }
+            let x = Var::from_tensor(&x0).unwrap();
+            let mut ctx = Ctx { mask: Some(&mask), ..pass(&tokens, Wants::default()) };
+            let (y, routing) = layer.forward(&x, &mut ctx).unwrap();
+            let mut sum = (y * tensor(&[12, H], 10, 1.0)).unwrap().sum_all().unwrap();
+            let around = balance::Around { multiplier: 0.3, ..balance::Around::default() };
+            for term in balance::losses_of(&[routing], &balance(kind.name), around).unwrap() {
+                sum = (sum + (term.value * term.coefficient).unwrap()).unwrap();
+            }
+            let grads = sum.backward().unwrap();
+            let finite = |values: &[f32]| values.iter().all(|x| x.is_finite());
+            let case = format!("{} times {size}, capacity {capacity}", kind.name);
+            assert!(sum.to_scalar::<f32>().unwrap().is_finite(), "{case}");
+            assert!(grads.get(&x).is_none_or(|dx| finite(&values(dx))), "{case}: gradient of x");
+            for param in [&p.router, &p.gate_up, &p.down].into_iter().chain(p.extras.values()) {
+                assert!(finite(&param.sink().unwrap().lock()), "{case}: gradient of {}", param.name());
+            }
+        }
+    }
+}
