@@ -140,8 +140,7 @@ impl FfnSpec {
             FfnSpec::Moe(moe) => {
                 let layer = moe.layer(hidden);
                 let (e, choices) = (moe.experts as u128, layer.choices() as u128);
-                let k = router::width(&moe.router, moe.experts, moe.top_k).ceil() as u128
-                    * moe.extras.members.max(1) as u128;
+                let k = moe.met() as u128;
                 let columns = router::columns(&moe.router, layer.choices()) as u128;
                 let biased = router::kind(&moe.router.kind).is_ok_and(|kind| kind.selection_bias);
                 let h = hidden as u128;
@@ -163,6 +162,12 @@ impl FfnSpec {
 }
 
 impl MoeSpec {
+    /// Experts that one token meets, by all members of an ensemble.
+    pub(crate) fn met(&self) -> u64 {
+        let width = router::width(&self.router, self.experts, self.top_k).ceil() as u64;
+        width * self.extras.members.max(1) as u64
+    }
+
     /// Floating-point operations of a forward pass per token in a residual stream of width `hidden`: products of the router, the experts that a
     /// token meets, the shared ones, and what stands beside them.
     pub fn flops_per_token(&self, hidden: usize) -> f64 {

@@ -65,14 +65,15 @@ pub struct LayerDescription {
 
 /// Describes a model.
 pub fn describe(spec: &ModelSpec, family: &str) -> Description {
-    // Of each layer: all parameters, and those of experts.
-    let mut sums = vec![[0, 0]; spec.layers.len()];
+    // Of each layer: all parameters, those of experts, and those of a table of token ids.
+    let mut sums = vec![[0, 0, 0]; spec.layers.len()];
     for def in param_defs(spec) {
         let of_layer = def.name.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
         let Some((layer, part)) = of_layer else { continue };
-        if let Some([all, experts]) = layer.parse().ok().and_then(|layer: usize| sums.get_mut(layer)) {
+        if let Some([all, experts, ids]) = layer.parse().ok().and_then(|layer: usize| sums.get_mut(layer)) {
             *all += def.len() as u64;
             *experts += if part.starts_with("experts.") { def.len() as u64 } else { 0 };
+            *ids += if part == "router_table" { def.len() as u64 } else { 0 };
         }
     }
     let a = &spec.attention;
@@ -81,7 +82,7 @@ pub fn describe(spec: &ModelSpec, family: &str) -> Description {
         .iter()
         .enumerate()
         .map(|(layer, ffn)| {
-            let [parameters, experts] = sums[layer];
+            let [parameters, experts, ids] = sums[layer];
             match ffn {
                 FfnSpec::Dense(mlp) => LayerDescription {
                     layer,
@@ -105,13 +106,17 @@ pub fn describe(spec: &ModelSpec, family: &str) -> Description {
                     router: router(moe),
                     parameters,
                     bytes: 4 * parameters,
-                    active_parameters: parameters - experts + experts / moe.experts as u64 * moe.top_k as u64,
+                    active_parameters: parameters - experts - ids + experts / moe.experts as u64 * moe.met(),
                 },
             }
         })
         .collect();
     let counts = spec.counts();
-    let cache_bytes_per_token = 4 * spec.layers.len() as u64 * a.cached() as u64;
+    // From its first layer with experts on, an ensemble has keys and values for each member.
+    let moe = |layer: &FfnSpec| matches!(layer, FfnSpec::Moe(_));
+    let first = spec.layers.iter().position(moe).unwrap_or(spec.layers.len());
+    let caches = first + (spec.layers.len() - first) * spec.members();
+    let cache_bytes_per_token = 4 * caches as u64 * a.cached() as u64;
     let flops_context = spec.max_positions.min(2048);
     let mut attention = format!("{} heads, {} key-value heads, width {}", a.heads, a.kv_heads, a.head_dim);
     match a.qk_norm {
@@ -164,8 +169,19 @@ fn router(moe: &crate::spec::MoeSpec) -> String {
     if r.groups > 1 {
         let _ = write!(text, ", {} of {} groups", r.top_groups, r.groups);
     }
-    if r.eval_capacity > 0.0 {
-        let _ = write!(text, ", capacity {}", r.eval_capacity);
+    let of_kind = ["expert_choice", "depth"].contains(&r.kind.as_str());
+    for capacity in [r.eval_capacity, if of_kind { r.capacity } else { 0.0 }].into_iter().filter(|c| *c > 0.0)
+    {
+        let _ = write!(text, ", capacity {capacity}");
+    }
+    if r.kind == "soft" {
+        let _ = write!(text, ", {} slots an expert", r.slots.max(1));
+    }
+    if r.kind == "depth" && r.predictor {
+        text.push_str(", predictor");
+    }
+    if r.kind == "hash" && r.hash_score != senmon_moe::config::HashScore::None {
+        text.push_str(", weighed by scores");
     }
     let x = &moe.extras;
     for (what, count) in [("zero", x.zero), ("identity", x.identity), ("constant", x.constant)] {
@@ -260,8 +276,7 @@ mod tests {
 
     #[test]
     fn a_description_counts_what_the_specification_counts() {
-        for seed in 0..300 {
-            let spec = test_spec(seed);
+        for spec in (0..300).map(test_spec).chain(crate::spec::menu()) {
             let (description, counts) = (describe(&spec, "senmon"), spec.counts());
             let total: u64 = param_defs(&spec).iter().map(|def| def.len() as u64).sum();
             assert_eq!((description.parameters, counts.total), (total, total), "{spec:?}");

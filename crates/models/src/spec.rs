@@ -629,6 +629,45 @@ pub(crate) fn odd_spec(seed: u64) -> ModelSpec {
     spec
 }
 
+/// A model of each kind of router that is causal, and of each kind of special experts.
+#[cfg(test)]
+pub(crate) fn menu() -> Vec<ModelSpec> {
+    use senmon_moe::router::KINDS;
+    let with = |change: &dyn Fn(&mut MoeSpec)| {
+        let mut spec = plain();
+        spec.layers.iter_mut().for_each(|layer| {
+            if let FfnSpec::Moe(moe) = layer {
+                change(moe);
+            }
+        });
+        spec.validate().unwrap();
+        spec
+    };
+    let kinds = KINDS.iter().filter(|kind| kind.noncausal.is_none());
+    let mut specs: Vec<_> = kinds
+        .map(|kind| {
+            with(&|moe| {
+                moe.router.kind = kind.name.into();
+                moe.router.groups = if kind.name == "hierarchical" { 2 } else { 1 };
+                moe.top_k = if ["switch", "base"].contains(&kind.name) { 1 } else { 2 };
+            })
+        })
+        .collect();
+    specs.push(with(&|moe| {
+        (moe.router.kind, moe.router.predictor) = ("depth".into(), true);
+        (moe.experts, moe.top_k) = (1, 1);
+    }));
+    let extras = [
+        Extras { zero: 1, identity: 1, constant: 2, ..Extras::default() },
+        Extras { residual: true, ..Extras::default() },
+        Extras { latent: 7, latent_norm: true, ..Extras::default() },
+        Extras { members: 2, ..Extras::default() },
+        Extras { members: 4, ..Extras::default() },
+    ];
+    specs.extend(extras.into_iter().map(|extras| with(&|moe| moe.extras = extras.clone())));
+    specs
+}
+
 #[cfg(test)]
 /// A specification that is valid and plain.
 pub(crate) fn plain() -> ModelSpec {

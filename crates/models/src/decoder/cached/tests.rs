@@ -2,10 +2,8 @@
 
 use super::*;
 use crate::params::initial_values;
-use crate::spec::{FfnSpec, MlpSpec, ModelSpec, MoeSpec, odd_spec, plain, test_spec};
-use senmon_moe::config::Extras;
+use crate::spec::{FfnSpec, MlpSpec, ModelSpec, MoeSpec, menu, odd_spec, test_spec};
 use senmon_moe::rng::Stream;
-use senmon_moe::router::KINDS;
 
 fn decoder(mut spec: ModelSpec, seed: u64) -> Decoder {
     spec.init_std = 0.4;
@@ -23,43 +21,6 @@ fn decoder(mut spec: ModelSpec, seed: u64) -> Decoder {
 fn tokens(spec: &ModelSpec, n: usize) -> Vec<u32> {
     let stream = Stream::new(&[9]);
     (0..n as u64).map(|i| (stream.bits(i) % spec.vocab as u64) as u32).collect()
-}
-
-/// A model of each kind of router that is causal, and of each kind of special experts.
-fn menu() -> Vec<ModelSpec> {
-    let with = |change: &dyn Fn(&mut MoeSpec)| {
-        let mut spec = plain();
-        spec.layers.iter_mut().for_each(|layer| {
-            if let FfnSpec::Moe(moe) = layer {
-                change(moe);
-            }
-        });
-        spec.validate().unwrap();
-        spec
-    };
-    let kinds = KINDS.iter().filter(|kind| kind.noncausal.is_none());
-    let mut specs: Vec<_> = kinds
-        .map(|kind| {
-            with(&|moe| {
-                moe.router.kind = kind.name.into();
-                moe.router.groups = if kind.name == "hierarchical" { 2 } else { 1 };
-                moe.top_k = if ["switch", "base"].contains(&kind.name) { 1 } else { 2 };
-            })
-        })
-        .collect();
-    specs.push(with(&|moe| {
-        (moe.router.kind, moe.router.predictor) = ("depth".into(), true);
-        (moe.experts, moe.top_k) = (1, 1);
-    }));
-    let extras = [
-        Extras { zero: 1, identity: 1, constant: 2, ..Extras::default() },
-        Extras { residual: true, ..Extras::default() },
-        Extras { latent: 7, latent_norm: true, ..Extras::default() },
-        Extras { members: 2, ..Extras::default() },
-        Extras { members: 4, ..Extras::default() },
-    ];
-    specs.extend(extras.into_iter().map(|extras| with(&|moe| moe.extras = extras.clone())));
-    specs
 }
 
 #[test]
