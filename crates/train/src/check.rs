@@ -349,9 +349,7 @@ impl RunConfig {
             let by_loss =
                 [b.aux, b.sequence, b.importance, b.load].iter().any(|coefficient| *coefficient > 0.0);
             let by_bias = has_bias && (b.bias_rate > 0.0 || b.quantile);
-            let by_itself =
-                ["expert_choice", "soft", "base", "sinkhorn", "hash", "random", "relu", "depth", "dense"];
-            let even_by_kind = by_itself.contains(&r.kind.as_str());
+            let even_by_kind = router::kind(&r.kind).is_ok_and(|kind| kind.even);
             let balanced = by_loss || by_bias || even_by_kind;
             let constant_weight = e.top_k == 1
                 && match r.kind.as_str() {

@@ -218,8 +218,7 @@ fn follow_kind(base: &mut Table, user: &Table, kind: &str) {
     let mut set = |table: &str, key: &str, value: Value| put(base, table, key, value);
     let (float, whole) = (Value::Float, Value::Integer);
     // What evens out the load by itself needs no auxiliary loss, which would work against it.
-    let even = ["expert_choice", "soft", "base", "sinkhorn", "hash", "random", "relu", "depth", "dense"];
-    if even.contains(&kind) {
+    if senmon_moe::router::kind(kind).is_ok_and(|kind| kind.even) {
         set("balance", "aux", float(0.0));
     }
     match kind {

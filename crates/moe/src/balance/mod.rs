@@ -161,11 +161,7 @@ fn by_layer(routings: &[Routing], of: &dyn Fn(usize, &Routing) -> Result<Tensor>
 
 /// The mean over layers.
 fn mean(routings: &[Routing], of: impl Fn(&Routing) -> Result<Tensor>) -> Result<Tensor> {
-    let mut sum = of(&routings[0])?;
-    for routing in &routings[1..] {
-        sum = (sum + of(routing)?)?;
-    }
-    Ok((sum / routings.len() as f64)?)
+    by_layer(routings, &|_, routing| of(routing))
 }
 
 /// 1 for tokens that count, else 0: \[T, 1\].

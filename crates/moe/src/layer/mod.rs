@@ -183,8 +183,6 @@ pub struct Routing {
     pub terms: Vec<(&'static str, Tensor)>,
     /// Slots that lost their expert to a capacity.
     pub dropped: usize,
-    /// Slots that no expert got, of all gates: what `relu` is led by.
-    pub shut: f64,
     /// Tokens that count.
     pub counted: usize,
     /// Which tokens count, where some do not: \[T\].
@@ -253,7 +251,6 @@ impl Routing {
             smooth_load: None,
             terms: Vec::new(),
             dropped: 0,
-            shut: 1.0 - f64::from(load.iter().sum::<u32>()) / (tokens * count).max(1) as f64,
             counted: tokens,
             mask: None,
             sequences: 1,

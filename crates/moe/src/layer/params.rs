@@ -294,7 +294,7 @@ pub fn check_together(config: &MoeConfig) -> Result<()> {
             return refuse("experts.members and router.groups do not go together".into());
         }
     }
-    let by_itself = ["expert_choice", "depth", "soft"].contains(&kind);
+    let by_itself = router::kind(kind)?.own_capacity;
     if r.eval_capacity > 0.0 && (by_itself || kind == "random")
         || kind == "dense" && r.capacity + r.eval_capacity > 0.0
     {

@@ -90,9 +90,7 @@ impl MoeLayer {
         };
         finish(&self.config, &*self.router, logits, &input, ctx.sequences)
     }
-}
 
-impl MoeLayer {
     /// The random numbers of a pass of `rows` tokens, of which an ensemble has each once for every member.
     pub(super) fn draws(&self, ctx: &Ctx, rows: usize) -> Draws<'static> {
         Draws {
@@ -126,7 +124,7 @@ fn finish(
 ) -> Result<Routed> {
     let (tokens, columns) = logits.dims2()?;
     let (e, r, sequences) = (config.choices(), &config.router, sequences.max(1));
-    let wanted = router::columns(r, e);
+    let (wanted, kind) = (router::columns(r, e), router::kind(&r.kind)?);
     let shape = |what, found, expected| Err(MoeError::Shape { what, found, expected });
     if columns != wanted {
         return shape("the logits", vec![tokens, columns], format!("[T, {wanted}]"));
@@ -134,7 +132,7 @@ fn finish(
     if let Some(forced) = input.forced
         && (forced.is_empty() != (tokens == 0)
             || forced.len() % tokens.max(1) != 0
-            || !is_ragged(&r.kind) && forced.len() != tokens * input.top_k)
+            || !kind.ragged && forced.len() != tokens * input.top_k)
     {
         return shape("the forced routing", vec![forced.len()], format!("[{tokens}, {}]", input.top_k));
     }
@@ -177,7 +175,7 @@ fn finish(
         }
     }
     if dropped > 0 {
-        choice.weights = if r.normalize_after_drop && normalizes(&r.kind) {
+        choice.weights = if r.normalize_after_drop && kind.normalizes {
             router.choose(logits, &RouteInput { forced: Some(&choice.experts), ..input })?.weights
         } else {
             let kept: Vec<f32> = choice.experts.iter().map(|e| f32::from(u8::from(*e != EMPTY))).collect();
@@ -213,7 +211,6 @@ fn finish(
     })?;
     let first: Vec<u32> = picked.iter().step_by(slots).copied().collect();
     let picked_load = count(&picked, e);
-    let open: u64 = picked_load.iter().map(|n| u64::from(*n)).sum();
     let routing = Routing {
         top_k: slots,
         asked: input.top_k,
@@ -231,7 +228,6 @@ fn finish(
         smooth_load: choice.smooth_load,
         terms,
         dropped,
-        shut: 1.0 - open as f64 / (counted * e).max(1) as f64,
         counted,
         mask: input.mask.map(<[bool]>::to_vec),
         sequences,
@@ -242,28 +238,6 @@ fn finish(
         picked,
     };
     Ok(Routed { routing, dispatch: Arc::new(dispatch), weighs_input: choice.weighs_input })
-}
-
-/// The kinds whose weights are, or may be, divided by their sum over what was picked.
-fn normalizes(kind: &str) -> bool {
-    let kinds = [
-        "topk_pre",
-        "topk_post",
-        "noisy_topk",
-        "sigmoid_bias",
-        "softmax_bias",
-        "sqrt_softplus",
-        "gshard",
-        "top_p",
-        "hierarchical",
-        "hash",
-    ];
-    kinds.contains(&kind)
-}
-
-/// Whether tokens of a kind may have other numbers of slots than K.
-fn is_ragged(kind: &str) -> bool {
-    ["dense", "top_p", "relu", "random", "expert_choice"].contains(&kind)
 }
 
 /// Tokens that are routed together: a group, or the sequence for kinds that mix its tokens; 0 for all.
@@ -284,7 +258,7 @@ fn drop_beyond_capacity(
 ) -> Result<usize> {
     let r = &config.router;
     let factor = if input.train { r.capacity } else { r.eval_capacity };
-    if factor == 0.0 || matches!(r.kind.as_str(), "expert_choice" | "depth" | "soft") {
+    if factor == 0.0 || router::kind(&r.kind)?.own_capacity {
         return Ok(0);
     }
     let capacity = Capacity {

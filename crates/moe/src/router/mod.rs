@@ -153,22 +153,12 @@ pub fn build(config: &RouterConfig, experts: usize, top_k: usize) -> Result<Box<
             top * (experts / groups)
         ));
     }
-    let grouped = [
-        "topk_pre",
-        "topk_post",
-        "switch",
-        "sigmoid_input",
-        "sigmoid_bias",
-        "softmax_bias",
-        "sqrt_softplus",
-        "noisy_topk",
-        "sinkhorn",
-        "hierarchical",
-    ];
-    if groups > 1 && !grouped.contains(&config.kind.as_str()) && kind(&config.kind).is_ok() {
+    let kind = kind(&config.kind)?;
+    if groups > 1 && !kind.groups {
+        let grouped: Vec<_> = KINDS.iter().filter(|kind| kind.groups).map(|kind| kind.name).collect();
         return refuse(format!(
             "router.groups = {groups} has no meaning for router.kind = \"{}\"; it has for {}",
-            config.kind,
+            kind.name,
             grouped.join(", ")
         ));
     }
@@ -214,7 +204,7 @@ pub fn build(config: &RouterConfig, experts: usize, top_k: usize) -> Result<Box<
     if !(config.p > 0.0 && config.p <= 1.0) {
         return refuse(format!("router.p = {} must be above 0 and at most 1", config.p));
     }
-    (kind(&config.kind)?.build)(config, experts, top_k)
+    (kind.build)(config, experts, top_k)
 }
 
 /// Refuses another K than `wanted`.
