@@ -282,7 +282,7 @@ impl Decoder {
             .iter()
             .map(|slot| match slot {
                 Slot::Param(param) => Ok(param.read(<[f32]>::to_vec)?),
-                Slot::State(bias) => Ok(bias.values()),
+                Slot::State(state) => Ok(state.values().to_vec()),
             })
             .collect()
     }

@@ -11,19 +11,41 @@ pub fn places(factor: f64, top_k: usize, tokens: usize, experts: usize, least: u
     ((exact - 1e-9).ceil().max(0.0) as usize).max(least)
 }
 
+/// How C comes about.
+#[derive(Clone, Copy, Debug)]
+pub enum Places {
+    /// C = ⌈factor·k·T/E⌉ of the tokens that count in a group, at least `least`.
+    Share {
+        /// The factor.
+        factor: f64,
+        /// K, whatever slots a token has.
+        top_k: usize,
+        /// E, those that compute nothing too.
+        experts: usize,
+        /// C is at least this.
+        least: usize,
+    },
+    /// A number.
+    Number(usize),
+}
+
+impl Places {
+    /// C of `tokens` that count.
+    fn of(self, tokens: usize) -> usize {
+        match self {
+            Places::Share { factor, top_k, experts, least } => places(factor, top_k, tokens, experts, least),
+            Places::Number(number) => number,
+        }
+    }
+}
+
 /// The bound on the tokens of each expert.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity<'a> {
-    /// C = ⌈factor·k·T/E⌉ of the tokens that count in a group.
-    pub factor: f64,
-    /// K, which C goes by (a token may have other numbers of slots).
-    pub top_k: usize,
-    /// C is at least this.
-    pub least: usize,
+    /// C.
+    pub places: Places,
     /// Tokens of a group; 0 for all.
     pub group: usize,
-    /// E, which C goes by.
-    pub of: usize,
     /// Random numbers of a token, one for each logit.
     pub width: usize,
     /// Who is left out.
@@ -50,7 +72,7 @@ impl Capacity<'_> {
         for start in (0..tokens).step_by(size) {
             let group = start..(start + size).min(tokens);
             let counted = group.clone().filter(|t| counts(*t)).count();
-            let places = places(self.factor, self.top_k, counted, self.of, self.least);
+            let places = self.places.of(counted);
             let mut taken = vec![0; experts];
             for slot in self.order(group, picks, ranks, slots, experts) {
                 let Some(taken) = taken.get_mut(picks[slot] as usize) else { continue };
@@ -100,7 +122,7 @@ impl Capacity<'_> {
                 let mut order: Vec<usize> = (group.start * slots..group.end * slots).collect();
                 let number = |slot: &usize| {
                     let (token, expert) = (slot / slots, picks[*slot] as usize);
-                    self.draws.uniform(Purpose::Drop, token, expert.min(experts - 1), self.width)
+                    self.draws.row(Purpose::Drop, token, self.width).uniform(expert.min(experts - 1))
                 };
                 order.sort_by(|a, b| falling(number(a), number(b)));
                 order
@@ -115,7 +137,8 @@ mod tests {
 
     fn drops(drop: Drop, picks: &[u32], weights: &[f32], factor: f64) -> Vec<u32> {
         let draws = Draws { given: &[(Purpose::Drop, &[0.1, 0.2, 0.9, 0.8, 0.5, 0.4])], ..Draws::default() };
-        let capacity = Capacity { factor, top_k: 2, least: 0, group: 0, of: 2, width: 2, drop, draws };
+        let places = Places::Share { factor, top_k: 2, experts: 2, least: 0 };
+        let capacity = Capacity { places, group: 0, width: 2, drop, draws };
         let mut picks = picks.to_vec();
         capacity.apply(&mut picks, weights, 2, 2, |_| true);
         picks

@@ -75,43 +75,53 @@ pub struct Draws<'a> {
     pub given: &'a [(Purpose, &'a [f32])],
 }
 
-impl Draws<'_> {
-    /// Number `column` of `width` of token `token`: one that was given, or else what `make` makes of the stream at that place.
-    fn number(
-        &self,
-        purpose: Purpose,
-        token: usize,
-        column: usize,
-        width: usize,
-        make: impl FnOnce(Stream, u64) -> f32,
-    ) -> f32 {
-        if let Some((_, given)) = self.given.iter().find(|(of, _)| *of == purpose) {
-            return given.get(token * width + column).copied().unwrap_or(0.0);
+impl<'a> Draws<'a> {
+    /// The numbers of token `token`, `width` of them.
+    pub fn row(&self, purpose: Purpose, token: usize, width: usize) -> Row<'a> {
+        let given = self.given.iter().find(|(of, _)| *of == purpose);
+        let given = given.map(|(_, given)| given.get(token * width..(token + 1) * width).unwrap_or(&[]));
+        let part = token.checked_div(self.part).unwrap_or(0) as u64;
+        let token = token.checked_rem(self.part).unwrap_or(token) as u64;
+        let stream = Stream::new(&[self.seed, self.step, self.layer, purpose as u64, part]);
+        Row { given, stream, first: (self.first + token) * width as u64 }
+    }
+}
+
+/// The random numbers of one token for one purpose.
+#[derive(Clone, Copy, Debug)]
+pub struct Row<'a> {
+    given: Option<&'a [f32]>,
+    stream: Stream,
+    first: u64,
+}
+
+impl Row<'_> {
+    /// Number `column`: one that was given, or else what `make` makes of the stream at that place.
+    fn number(&self, column: usize, make: impl FnOnce(Stream, u64) -> f32) -> f32 {
+        match self.given {
+            Some(given) => given.get(column).copied().unwrap_or(0.0),
+            None => make(self.stream, self.first + column as u64),
         }
-        let (part, token) =
-            (token.checked_div(self.part).unwrap_or(0), token.checked_rem(self.part).unwrap_or(token));
-        let stream = Stream::new(&[self.seed, self.step, self.layer, purpose as u64, part as u64]);
-        make(stream, (self.first + token as u64) * width as u64 + column as u64)
     }
 
     /// Uniform in \[0, 1).
-    pub fn uniform(&self, purpose: Purpose, token: usize, column: usize, width: usize) -> f32 {
-        self.number(purpose, token, column, width, |stream, index| stream.uniform(index))
+    pub fn uniform(&self, column: usize) -> f32 {
+        self.number(column, Stream::uniform)
     }
 
     /// Normal, of mean 0 and deviation 1.
-    pub fn normal(&self, purpose: Purpose, token: usize, column: usize, width: usize) -> f32 {
-        self.number(purpose, token, column, width, |stream, index| stream.normal(index) as f32)
+    pub fn normal(&self, column: usize) -> f32 {
+        self.number(column, |stream, index| stream.normal(index) as f32)
     }
 
     /// Exponential, of mean 1.
-    pub fn exponential(&self, purpose: Purpose, token: usize, column: usize, width: usize) -> f32 {
-        self.number(purpose, token, column, width, |stream, index| -stream.open(index).ln() as f32)
+    pub fn exponential(&self, column: usize) -> f32 {
+        self.number(column, |stream, index| -stream.open(index).ln() as f32)
     }
 
     /// Gumbel, standard.
-    pub fn gumbel(&self, purpose: Purpose, token: usize, column: usize, width: usize) -> f32 {
-        self.number(purpose, token, column, width, |stream, index| -(-stream.open(index).ln()).ln() as f32)
+    pub fn gumbel(&self, column: usize) -> f32 {
+        self.number(column, |stream, index| -(-stream.open(index).ln()).ln() as f32)
     }
 }
 
@@ -147,19 +157,19 @@ mod tests {
             (mean, (0..n).map(|t| (draw(t) as f64 - mean).powi(2)).sum::<f64>() / n as f64)
         };
         let wanted = [
-            (moments(&|t| draws.normal(Purpose::Noise, t, 0, 1)), 0.0, 1.0),
-            (moments(&|t| draws.exponential(Purpose::Pick, t, 0, 1)), 1.0, 1.0),
+            (moments(&|t| draws.row(Purpose::Noise, t, 1).normal(0)), 0.0, 1.0),
+            (moments(&|t| draws.row(Purpose::Pick, t, 1).exponential(0)), 1.0, 1.0),
             // Euler's constant, and π²/6.
-            (moments(&|t| draws.gumbel(Purpose::Second, t, 0, 1)), 0.577_216, 1.644_934),
+            (moments(&|t| draws.row(Purpose::Second, t, 1).gumbel(0)), 0.577_216, 1.644_934),
         ];
         for ((mean, variance), want_mean, want_variance) in wanted {
             assert!((mean - want_mean).abs() < 0.015 && (variance / want_variance - 1.0).abs() < 0.03);
         }
         let later = Draws { first: 10, ..draws };
-        let at = |draws: &Draws, t| draws.uniform(Purpose::Drop, t, 2, 4);
+        let at = |draws: &Draws, t| draws.row(Purpose::Drop, t, 4).uniform(2);
         assert_eq!(at(&later, 3), at(&draws, 13));
         assert_ne!(at(&draws, 3), at(&draws, 13));
-        assert_ne!(at(&draws, 3), draws.uniform(Purpose::Pick, 3, 2, 4));
+        assert_ne!(at(&draws, 3), draws.row(Purpose::Pick, 3, 4).uniform(2));
         let given = Draws { given: &[(Purpose::Drop, &[0.0, 1.0, 2.0, 3.0])], ..draws };
         assert_eq!((at(&given, 0), at(&given, 1)), (2.0, 0.0));
     }

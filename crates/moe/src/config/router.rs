@@ -155,7 +155,8 @@ impl RouterConfig {
             "sinkhorn" if top_k > 1 => ("topk_pre", false),
             kind => (kind, self.normalize),
         };
-        let bounded = self.eval_capacity > 0.0 || matches!(kind, "expert_choice" | "depth" | "soft");
+        let bounded =
+            self.eval_capacity > 0.0 || crate::router::kind(kind).is_ok_and(|kind| kind.own_capacity);
         Self {
             kind: kind.into(),
             normalize,

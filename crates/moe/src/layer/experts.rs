@@ -1,9 +1,9 @@
 //! What the experts of a routing give, and what stands beside them.
 
-use super::route::Routed;
+use super::route::{Routed, dispatch};
 use super::{Ctx, MoeLayer, Routing};
 use crate::config::DenseGradient;
-use crate::error::{MoeError, Result};
+use crate::error::Result;
 use crate::ops;
 use crate::param::Param;
 use crate::rng::Purpose;
@@ -48,7 +48,7 @@ impl MoeLayer {
                     Some(means) => {
                         let means =
                             Tensor::from_vec(means, (self.config.experts, inner.dim(1)?), y.device())?;
-                        (y + self.unpicked(&routing)?.matmul(&means)?)?
+                        (y + self.unpicked(&routing)?.1.matmul(&means)?)?
                     }
                 },
             };
@@ -81,17 +81,8 @@ impl MoeLayer {
             rows = rows.broadcast_mul(&routing.weights.unsqueeze(2)?)?;
         }
         let rows = rows.contiguous()?.reshape((tokens * slots, width))?;
-        let real = |e: &u32| if (*e as usize) < self.config.experts { *e } else { EMPTY };
-        let experts: Vec<u32> = routing.experts.iter().map(real).collect();
-        let dispatch = self.dispatch(&experts, 1)?;
+        let dispatch = dispatch(&routing.experts, 1, &self.config)?;
         Ok(self.outputs(&rows, &dispatch, slots, ctx)?.reshape((tokens, slots, width))?)
-    }
-
-    fn dispatch(&self, experts: &[u32], slots: usize) -> Result<Arc<Dispatch>> {
-        let dispatch = Dispatch::new(experts, slots, self.config.experts);
-        dispatch.map(Arc::new).ok_or_else(|| MoeError::Config {
-            what: format!("a routing of {} slots is too large", experts.len()),
-        })
     }
 
     /// Sets a share of the inner activations \[N, I\] to 0 while training, and scales the others up. `slots` of the dispatch are of one token.
@@ -109,41 +100,40 @@ impl MoeLayer {
         let factors: Vec<f32> = rows
             .flat_map(|(e, row)| {
                 let token = dispatch.slot_of_row[row] as usize / slots;
-                let draw = move |i| draws.uniform(Purpose::Dropout, token, e * width + i, experts * width);
-                (0..width).map(move |i| if f64::from(draw(i)) < share { 0.0 } else { keep })
+                let draws = draws.row(Purpose::Dropout, token, experts * width);
+                let draw = move |i| f64::from(draws.uniform(e * width + i));
+                (0..width).map(move |i| if draw(i) < share { 0.0 } else { keep })
             })
             .collect();
         Ok((&a * Tensor::from_vec(factors, a.shape(), a.device())?)?)
     }
 
-    /// The scores of the real experts that were not picked, less themselves: 0, with their gradient, \[T, E\].
-    fn unpicked(&self, routing: &Routing) -> Result<Tensor> {
+    /// The real experts that each token did not pick, \[T, E\], [`EMPTY`] in the place of those that it did, and of all for padding; and their scores less
+    /// themselves: 0, with their gradient, \[T, E\].
+    fn unpicked(&self, routing: &Routing) -> Result<(Vec<u32>, Tensor)> {
         let (tokens, _) = routing.scores.dims2()?;
         let experts = self.config.experts;
-        let mut open = vec![1.0f32; tokens * experts];
-        for (slot, pick) in routing.picked.iter().enumerate().filter(|(_, pick)| (**pick as usize) < experts)
-        {
-            open[slot / routing.top_k * experts + *pick as usize] = 0.0;
-        }
-        if let Some(mask) = &routing.mask {
-            let rows = open.chunks_exact_mut(experts).zip(mask).filter(|(_, counts)| !**counts);
-            rows.for_each(|(row, _)| row.fill(0.0));
-        }
-        let scores = routing.scores.narrow(1, 0, experts)?;
-        let open = Tensor::from_vec(open, (tokens, experts), scores.device())?;
-        Ok(((&scores - scores.detach())? * (open * self.config.router.scale)?)?)
-    }
-
-    /// 0, \[T, L\], with the gradient that the router would have if the experts that were not picked had been weighed by their scores (DenseMixer).
-    fn straight_through(&self, inner: &Tensor, routing: &Routing) -> Result<Tensor> {
-        let weights = self.unpicked(routing)?;
-        let (tokens, experts) = weights.dims2()?;
         let mut others: Vec<u32> = (0..tokens).flat_map(|_| 0..experts as u32).collect();
         for (slot, pick) in routing.picked.iter().enumerate().filter(|(_, pick)| (**pick as usize) < experts)
         {
             others[slot / routing.top_k * experts + *pick as usize] = EMPTY;
         }
-        let (dispatch, s) = (self.dispatch(&others, experts)?, self.config.expert_shape());
+        if let Some(mask) = &routing.mask {
+            let rows = others.chunks_exact_mut(experts).zip(mask).filter(|(_, counts)| !**counts);
+            rows.for_each(|(row, _)| row.fill(EMPTY));
+        }
+        let scale = self.config.router.scale as f32;
+        let open = others.iter().map(|e| if *e == EMPTY { 0.0 } else { scale }).collect::<Vec<_>>();
+        let scores = routing.scores.narrow(1, 0, experts)?;
+        let open = Tensor::from_vec(open, (tokens, experts), scores.device())?;
+        Ok((others, ((&scores - scores.detach())? * open)?))
+    }
+
+    /// 0, \[T, L\], with the gradient that the router would have if the experts that were not picked had been weighed by their scores (DenseMixer).
+    fn straight_through(&self, inner: &Tensor, routing: &Routing) -> Result<Tensor> {
+        let (others, weights) = self.unpicked(routing)?;
+        let dispatch = dispatch(&others, self.config.experts, &self.config)?;
+        let s = self.config.expert_shape();
         let frozen = |param: &Param| Param::new(param.name(), param.tensor().detach());
         let a = ops::gated_up(&inner.detach(), &frozen(&self.params.gate_up), None, &dispatch, s)?;
         Ok(ops::down_combine(&a, &frozen(&self.params.down), None, &weights, &dispatch, s)?)

@@ -62,23 +62,26 @@ impl MoeParams {
 }
 
 /// Numbers that are saved with a model but get no gradient: the selection bias, or the table of `hash`.
-#[derive(Clone, Debug, Default)]
-pub struct SelectionBias(Arc<Mutex<Vec<f32>>>);
+#[derive(Clone, Debug)]
+pub struct SelectionBias(Arc<Mutex<Arc<[f32]>>>);
 
 impl SelectionBias {
     /// State that starts from these values.
     pub fn new(values: Vec<f32>) -> Self {
-        Self(Arc::new(Mutex::new(values)))
+        Self(Arc::new(Mutex::new(values.into())))
     }
 
-    /// A copy of the values.
-    pub fn values(&self) -> Vec<f32> {
+    /// The values as they are now; a pass that holds them does not see a later change.
+    pub fn values(&self) -> Arc<[f32]> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Changes the values.
     pub fn update(&self, change: impl FnOnce(&mut [f32])) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut values = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = values.to_vec();
+        change(&mut changed);
+        *values = changed.into();
     }
 }
 

@@ -1,7 +1,7 @@
 //! From tokens to a routing: logits, choice, capacity, and what the balancing losses need.
 
 use super::{Ctx, MoeConfig, MoeLayer, Routing, SelectionBias};
-use crate::capacity::Capacity;
+use crate::capacity::{Capacity, Places};
 use crate::config::{Drop, Noise};
 use crate::error::{MoeError, Result};
 use crate::ops;
@@ -167,13 +167,15 @@ fn finish(
     }
 
     let picked = choice.experts.clone();
-    let mut dropped = drop_beyond_capacity(config, &mut choice, &input, columns, counts)?;
-    if let Some(capacity) = config.sequence_capacity {
-        let of_sequence = tokens.div_ceil(sequences).max(1) * slots;
-        for sequence in choice.experts.chunks_mut(of_sequence) {
-            dropped += drop_beyond(sequence, e, capacity);
+    let capacity = capacity(config, &input, tokens.div_ceil(sequences), columns)?;
+    let dropped = match capacity {
+        None => 0,
+        Some(capacity) => {
+            let ranks = ranks(config, &choice)?;
+            let picks = &mut choice.experts;
+            read(&ranks, |ranks| capacity.apply(picks, ranks, slots, config.experts, counts))?
         }
-    }
+    };
     if dropped > 0 {
         choice.weights = if r.normalize_after_drop && kind.normalizes {
             router.choose(logits, &RouteInput { forced: Some(&choice.experts), ..input })?.weights
@@ -201,14 +203,7 @@ fn finish(
     for term in &choice.terms {
         terms.push((term.name, mean(&term.per_token.unsqueeze(1)?)?.squeeze(0)?));
     }
-    let real: Vec<u32> = choice
-        .experts
-        .iter()
-        .map(|&pick| if (pick as usize) < config.experts { pick } else { EMPTY })
-        .collect();
-    let dispatch = Dispatch::new(&real, slots, config.experts).ok_or_else(|| MoeError::Config {
-        what: format!("a routing of {} slots is too large", choice.experts.len()),
-    })?;
+    let dispatch = dispatch(&choice.experts, slots, config)?;
     let first: Vec<u32> = picked.iter().step_by(slots).copied().collect();
     let picked_load = count(&picked, e);
     let routing = Routing {
@@ -237,7 +232,20 @@ fn finish(
         picked_load,
         picked,
     };
-    Ok(Routed { routing, dispatch: Arc::new(dispatch), weighs_input: choice.weighs_input })
+    Ok(Routed { routing, dispatch, weighs_input: choice.weighs_input })
+}
+
+/// The dispatch of picks \[T, slots\] to the real experts; those that compute nothing get no row.
+pub(super) fn dispatch(picks: &[u32], slots: usize, config: &MoeConfig) -> Result<Arc<Dispatch>> {
+    let dispatch = if config.extras.special() == 0 {
+        Dispatch::new(picks, slots, config.experts)
+    } else {
+        let real = |pick: &u32| if (*pick as usize) < config.experts { *pick } else { EMPTY };
+        Dispatch::new(&picks.iter().map(real).collect::<Vec<_>>(), slots, config.experts)
+    };
+    dispatch
+        .map(Arc::new)
+        .ok_or_else(|| MoeError::Config { what: format!("a routing of {} slots is too large", picks.len()) })
 }
 
 /// Tokens that are routed together: a group, or the sequence for kinds that mix its tokens; 0 for all.
@@ -248,37 +256,34 @@ pub(super) fn together(config: &MoeConfig, tokens: usize, sequences: usize) -> u
     }
 }
 
-/// Applies `router.capacity`, and says how many slots it emptied. The kinds that have a capacity of their own are left alone.
-fn drop_beyond_capacity(
+/// What bounds the tokens of each expert, if anything; sequences have `sequence` tokens.
+fn capacity<'a>(
     config: &MoeConfig,
-    choice: &mut Choice,
-    input: &RouteInput,
+    input: &RouteInput<'a>,
+    sequence: usize,
     columns: usize,
-    counts: impl Fn(usize) -> bool,
-) -> Result<usize> {
+) -> Result<Option<Capacity<'a>>> {
     let r = &config.router;
     let factor = if input.train { r.capacity } else { r.eval_capacity };
-    if factor == 0.0 || router::kind(&r.kind)?.own_capacity {
-        return Ok(0);
-    }
-    let capacity = Capacity {
-        factor,
-        top_k: input.top_k,
-        least: r.min_capacity,
-        group: r.group_size,
-        of: config.choices(),
-        width: choice.scores.dim(1)?.max(columns),
-        drop: r.drop,
-        draws: input.draws,
+    let (places, group, drop) = match config.sequence_capacity {
+        Some(number) => (Places::Number(number), sequence, Drop::Token),
+        None if factor == 0.0 || router::kind(&r.kind)?.own_capacity => return Ok(None),
+        None => {
+            let (top_k, experts, least) = (input.top_k, config.choices(), r.min_capacity);
+            (Places::Share { factor, top_k, experts, least }, r.group_size, r.drop)
+        }
     };
-    let slots = choice.slots;
-    // An order of tokens goes by their scores; what is normalised after drops is not normalised yet.
-    let by_score = r.drop == Drop::Priority || r.drop == Drop::Gate && r.normalize_after_drop;
-    let scores = choice.selection.as_ref().unwrap_or(&choice.scores);
-    let ranks =
-        if by_score { router::gather(scores, &choice.experts, slots)? } else { choice.weights.clone() };
-    let picks = &mut choice.experts;
-    Ok(read(&ranks, |ranks| capacity.apply(picks, ranks, slots, config.experts, counts))?)
+    Ok(Some(Capacity { places, group, width: columns, drop, draws: input.draws }))
+}
+
+/// What slots are ranked by where a capacity goes by that. An order of tokens goes by their scores; what is normalised after drops is not normalised yet.
+fn ranks(config: &MoeConfig, choice: &Choice) -> Result<Tensor> {
+    let r = &config.router;
+    if r.drop == Drop::Priority || r.drop == Drop::Gate && r.normalize_after_drop {
+        let scores = choice.selection.as_ref().unwrap_or(&choice.scores);
+        return router::gather(scores, &choice.experts, choice.slots);
+    }
+    Ok(choice.weights.clone())
 }
 
 /// -p·ln p in f64.
@@ -295,21 +300,6 @@ fn blank(experts: &mut [u32], mask: &[bool], slots: usize) {
     }
 }
 
-/// Empties the slots beyond the first `capacity` of each expert, and says how many.
-fn drop_beyond(experts: &mut [u32], count: usize, capacity: usize) -> usize {
-    let (mut taken, mut dropped) = (vec![0; count], 0);
-    for slot in experts.iter_mut() {
-        let Some(taken) = taken.get_mut(*slot as usize) else { continue };
-        if *taken == capacity {
-            *slot = EMPTY;
-            dropped += 1;
-        } else {
-            *taken += 1;
-        }
-    }
-    dropped
-}
-
 /// Slots of each expert.
 pub(super) fn count(picks: &[u32], experts: usize) -> Vec<u32> {
     let mut load = vec![0; experts];
@@ -322,8 +312,9 @@ pub(super) fn count(picks: &[u32], experts: usize) -> Vec<u32> {
 /// The router's copy of `x`, multiplied by U(1 - jitter, 1 + jitter).
 fn jittered(x: &Tensor, jitter: f32, draws: &Draws) -> Result<Tensor> {
     let (tokens, width) = x.dims2()?;
-    let noise: Vec<f32> = (0..tokens * width)
-        .map(|at| 1.0 + jitter * (2.0 * draws.uniform(Purpose::Jitter, at / width, at % width, width) - 1.0))
+    let noise: Vec<f32> = (0..tokens)
+        .map(|t| draws.row(Purpose::Jitter, t, width))
+        .flat_map(|row| (0..width).map(move |i| 1.0 + jitter * (2.0 * row.uniform(i) - 1.0)))
         .collect();
     Ok((x * Tensor::from_vec(noise, x.shape(), x.device())?)?)
 }

@@ -1,13 +1,11 @@
 //! Soft MoE: experts work on slots that are means of tokens.
 
-use super::route::together;
+use super::route::{dispatch, together};
 use super::{Ctx, MoeLayer, Routing};
 use crate::error::{MoeError, Result};
 use crate::ops;
 use crate::router::{mix, soft_slots};
 use candle_core::Tensor;
-use senmon_kernels::dispatch::Dispatch;
-use std::sync::Arc;
 
 impl MoeLayer {
     /// `y` \[T, L\] of `x` \[T, H\] and `inner` \[T, L\].
@@ -36,14 +34,13 @@ impl MoeLayer {
         }
         let routed = self.route_all(x, &logits, ctx)?;
         let (groups, s) = (tokens / together, soft_slots(&self.config.router));
-        let (dispatch, combine) = mix(&logits, groups, ctx.mask)?;
+        let (spread, combine) = mix(&logits, groups, ctx.mask)?;
         let all = self.config.experts * s;
         let slots =
-            dispatch.transpose(1, 2)?.contiguous()?.matmul(&inner.reshape((groups, together, width))?)?;
+            spread.transpose(1, 2)?.contiguous()?.matmul(&inner.reshape((groups, together, width))?)?;
         let experts: Vec<u32> = (0..groups * all).map(|slot| (slot % all / s) as u32).collect();
-        let dispatch = Dispatch::new(&experts, 1, self.config.experts)
-            .ok_or_else(|| MoeError::Config { what: format!("{} slots are too many", experts.len()) })?;
-        let out = self.outputs(&slots.reshape((groups * all, width))?, &Arc::new(dispatch), 1, ctx)?;
+        let dispatch = dispatch(&experts, 1, &self.config)?;
+        let out = self.outputs(&slots.reshape((groups * all, width))?, &dispatch, 1, ctx)?;
         let y = combine.matmul(&out.reshape((groups, all, width))?)?;
         Ok((y.reshape((tokens, width))?, routed.routing))
     }

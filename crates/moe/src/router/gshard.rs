@@ -50,8 +50,8 @@ impl GShard {
                 let first = picks[start];
                 picks.truncate(start + 1);
                 noisy.clear();
-                let draw = |e| input.draws.gumbel(Purpose::Noise, t, e, experts);
-                noisy.extend(row.iter().enumerate().map(|(e, z)| z + draw(e)));
+                let draws = input.draws.row(Purpose::Noise, t, experts);
+                noisy.extend(row.iter().enumerate().map(|(e, z)| z + draws.gumbel(e)));
                 super::top_k(&noisy, 1, |e| e as u32 != first, &mut picks);
             }
         }
@@ -94,7 +94,7 @@ impl Router for GShard {
         if input.train && input.forced.is_none() && self.second == Second::Threshold {
             read(&weights, |weights| {
                 for (t, (pair, slots)) in weights.chunks_exact(2).zip(picks.chunks_exact_mut(2)).enumerate() {
-                    let u = input.draws.uniform(Purpose::Noise, t, 0, experts);
+                    let u = input.draws.row(Purpose::Noise, t, experts).uniform(0);
                     if pair[1] / self.threshold <= u {
                         slots[1] = EMPTY;
                     }

@@ -85,12 +85,9 @@ impl Router for Noisy {
                     return Err(MoeError::Config { what });
                 }
             };
-            let place = |at: usize| (at / experts, at % experts);
-            let noise: Vec<f32> = (0..tokens * experts)
-                .map(|at| {
-                    let (t, e) = place(at);
-                    input.draws.normal(Purpose::Noise, t, e, experts)
-                })
+            let noise: Vec<f32> = (0..tokens)
+                .map(|t| input.draws.row(Purpose::Noise, t, experts))
+                .flat_map(|row| (0..experts).map(move |e| row.normal(e)))
                 .collect();
             let noise = Tensor::from_vec(noise, (tokens, experts), logits.device())?;
             seen = (logits + (noise * &deviation)?)?;

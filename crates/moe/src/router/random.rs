@@ -25,7 +25,8 @@ impl Random {
 
 /// K different experts of E by the numbers of a token: the K greatest of E.
 fn draw(draws: &Draws, token: usize, experts: usize, k: usize, into: &mut Vec<u32>) {
-    let numbers: Vec<f32> = (0..experts).map(|e| draws.uniform(Purpose::Pick, token, e, experts)).collect();
+    let row = draws.row(Purpose::Pick, token, experts);
+    let numbers: Vec<f32> = (0..experts).map(|e| row.uniform(e)).collect();
     super::top_k(&numbers, k, |_| true, into);
 }
 

@@ -50,7 +50,8 @@ impl SparseMixer {
             }
             let drawn = || {
                 // The greatest of z + Gumbel noise is a draw from the softmax.
-                let noise = |j| -input.draws.exponential(purposes[n], t, j, z.len()).ln();
+                let draws = input.draws.row(purposes[n], t, z.len());
+                let noise = |j| -draws.exponential(j).ln();
                 greatest(&|j| z[j] + mask[j] + noise(j)).unwrap_or(best)
             };
             let pick = match input.forced {
@@ -58,7 +59,8 @@ impl SparseMixer {
                 None if input.train => drawn(),
                 None => best,
             };
-            let uncut = !input.train || pick == best || input.draws.uniform(Purpose::Keep, t, n, 2) > UNCUT;
+            let uncut =
+                !input.train || pick == best || input.draws.row(Purpose::Keep, t, 2).uniform(n) > UNCUT;
             picks[n] = (pick as u32, if uncut { 1.0 } else { CUT });
             // A first pick that was dropped was the greatest, as far as anyone knows.
             first = Some(if pick < z.len() { pick } else { best });
