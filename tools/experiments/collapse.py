@@ -6,12 +6,10 @@ Needs nothing but Python; the binary is target/release/senmon, or --senmon.
 """
 
 import statistics
-import sys
 
-from runs import ROOT, arguments, read, train
+from runs import ROOT, arguments, put_table, read, train, unknown
 
 PAGE = ROOT / "docs/routing.md"
-BEGIN, END = "<!-- collapse: begin -->", "<!-- collapse: end -->"
 TOKENS = 400_000
 SEEDS = [0, 1, 2]
 SETTING = ["router.kind=switch", "experts.count=16", "experts.intermediate=256", "balance.aux=0", "balance.z=0"]
@@ -60,9 +58,7 @@ def main():
     parser = arguments(__doc__, "collapse.jsonl", "collapse")
     parser.add_argument("method", nargs="*", help="[all]")
     args = parser.parse_args()
-    unknown = [name for name in args.method if name not in METHODS]
-    if unknown:
-        parser.error(f"no method {unknown[0]!r}; there are {', '.join(map(repr, METHODS))}")
+    unknown(parser, "method", args.method, METHODS)
     if not args.table:
         for seed in SEEDS:
             for name in args.method or METHODS:
@@ -72,14 +68,7 @@ def main():
                 settings += [part for key in keys for part in ("--set", key)]
                 folder = "".join(c if c.isalnum() else "-" for c in name)
                 train(args, f"{folder}-seed{seed}", what, settings)
-    found = table(read(args.results))
-    page = PAGE.read_text()
-    if BEGIN in page and END in page:
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-        PAGE.write_text(f"{before}{BEGIN}\n{found}\n{END}{after}")
-    else:
-        print(f"{PAGE.name} has no place for the table", file=sys.stderr)
-    print(found)
+    put_table(PAGE, "collapse", table(read(args.results)))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,10 @@ Needs nothing but Python; the binary is target/release/senmon, or --senmon.
 """
 
 import statistics
-import sys
-from pathlib import Path
 
-from runs import ROOT, arguments, read, train
+from runs import ROOT, arguments, put_table, read, train, unknown
 
 PAGE = ROOT / "docs/routing.md"
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 TOKENS = 1_000_000
 SEEDS = [0, 1, 2]
 
@@ -101,9 +98,7 @@ def main():
     parser = arguments(__doc__, "routing.jsonl", "routing_table")
     parser.add_argument("technique", nargs="*", help="[all]")
     args = parser.parse_args()
-    unknown = [name for name in args.technique if name not in TECHNIQUES]
-    if unknown:
-        parser.error(f"no technique {unknown[0]!r}; there are {', '.join(map(repr, TECHNIQUES))}")
+    unknown(parser, "technique", args.technique, TECHNIQUES)
     if not args.table:
         for seed in SEEDS:
             for name in args.technique or TECHNIQUES:
@@ -111,14 +106,7 @@ def main():
                 settings = ["--tokens", str(TOKENS), "--seed", str(seed), "--set", "train.eval_every=0", "--set", "train.keep=1"]
                 folder = "".join(c if c.isalnum() else "-" for c in name)
                 train(args, f"{folder}-seed{seed}", what, settings + TECHNIQUES[name])
-    found = table(read(args.results))
-    page = PAGE.read_text()
-    if BEGIN in page and END in page:
-        before, after = page.split(BEGIN)[0], page.split(END)[1]
-        PAGE.write_text(f"{before}{BEGIN}\n{found}\n{END}{after}")
-    else:
-        print(f"{PAGE.name} has no place for the table", file=sys.stderr)
-    print(found)
+    put_table(PAGE, "table", table(read(args.results)))
 
 
 if __name__ == "__main__":

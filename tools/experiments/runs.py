@@ -46,6 +46,24 @@ def text(args):
     return [folder]
 
 
+def unknown(parser, what, given, known):
+    """Ends with a line about the first of `given` that is not known."""
+    odd = [name for name in given if name not in known]
+    if odd:
+        parser.error(f"no {what} {odd[0]!r}; there are {', '.join(map(repr, known))}")
+
+
+def put_table(page, name, found):
+    """Writes a table between its marks in a page, and prints it."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    text = page.read_text()
+    if begin in text and end in text:
+        page.write_text(f"{text.split(begin)[0]}{begin}\n{found}\n{end}{text.split(end)[1]}")
+    else:
+        print(f"{page.name} has no place for the table", file=sys.stderr)
+    print(found)
+
+
 def read(path):
     """The finished runs."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
