@@ -8,7 +8,7 @@ Needs nothing but Python; the binary is target/release/senmon, or --senmon.
 
 import statistics
 
-from runs import ROOT, arguments, put_table, read, train, unknown
+from runs import ROOT, arguments, put_table, read, train_all, unknown
 
 PAGE = ROOT / "docs/routing.md"
 TOKENS = 1_000_000
@@ -97,15 +97,18 @@ def table(done):
 def main():
     parser = arguments(__doc__, "routing.jsonl", "routing_table")
     parser.add_argument("technique", nargs="*", help="[all]")
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side; best with --threads 1 [%(default)s]")
     args = parser.parse_args()
     unknown(parser, "technique", args.technique, TECHNIQUES)
     if not args.table:
+        wanted = []
         for seed in SEEDS:
             for name in args.technique or TECHNIQUES:
                 what = {"technique": name, "seed": seed, "tokens": TOKENS}
                 settings = ["--tokens", str(TOKENS), "--seed", str(seed), "--set", "train.eval_every=0", "--set", "train.keep=1"]
                 folder = "".join(c if c.isalnum() else "-" for c in name)
-                train(args, f"{folder}-seed{seed}", what, settings + TECHNIQUES[name])
+                wanted.append((f"{folder}-seed{seed}", what, settings + TECHNIQUES[name]))
+        train_all(args, wanted)
     put_table(PAGE, "table", table(read(args.results)))
 
 

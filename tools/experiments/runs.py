@@ -7,13 +7,18 @@ import argparse
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 CRATES = Path(__file__).with_name("crates.txt")
 REGISTRY = Path.home() / ".cargo/registry/src"
+# Runs side by side write one file.
+LOCK = threading.Lock()
 
 
 def arguments(doc, results, work):
@@ -97,6 +102,7 @@ def train(args, name, what, settings):
     if ended.returncode:
         raise SystemExit(f"{' '.join(command)}: exit {ended.returncode}")
     said = json.loads(ended.stdout)
+    rates = [rate for step in read(out / "metrics.jsonl") if (rate := step.get("tokens_per_second"))]
     dead = [sum(share < 1e-3 / len(layer["load"]) for share in layer["load"]) for layer in said["load"]]
     line = {
         **what,
@@ -107,7 +113,8 @@ def train(args, name, what, settings):
         "active_parameters": said["active_parameters"],
         "flops_per_token": said["flops_per_token"],
         "seconds": said["seconds"],
-        "tokens_per_second": said["tokens_per_second"],
+        # Of the median step: what else the machine did, and whether the run was interrupted, plays no part.
+        "tokens_per_second": statistics.median(rates),
         "peak_memory_bytes": said["peak_memory_bytes"],
         "load_cv": [layer["cv"] for layer in said["load"]],
         "dead": dead,
@@ -117,10 +124,18 @@ def train(args, name, what, settings):
         "processor": processor(),
     }
     args.results.parent.mkdir(parents=True, exist_ok=True)
-    with args.results.open("a") as file:
+    with LOCK, args.results.open("a") as file:
         file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
     shutil.rmtree(out, ignore_errors=True)
     print(f"{name}: {line['bits_per_byte']:.4f} bits per byte", file=sys.stderr, flush=True)
     return line
+
+
+def train_all(args, wanted):
+    """Runs that do not wait for each other, each as `train` has it: (name, what, settings)."""
+    text(args)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for ended in [pool.submit(train, args, *one) for one in wanted]:
+            ended.result()

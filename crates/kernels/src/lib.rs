@@ -21,6 +21,7 @@ pub mod layout;
 pub mod math;
 pub mod norm;
 pub mod optimizer;
+pub mod packed;
 pub mod peak;
 pub mod pool;
 pub mod reference;

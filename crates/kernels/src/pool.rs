@@ -30,6 +30,31 @@ pub fn for_each(count: usize, task: impl Fn(usize) + Sync) {
     });
 }
 
+/// As [`for_each`], for tasks that want to know which the same thread will run after: `task(index, next)`, where `next` is the
+/// thread's next task if it has one. Tasks begin in the order of their numbers: a task may wait for ones of lower numbers, if
+/// those wait for none of higher.
+pub fn for_each_ahead(count: usize, task: impl Fn(usize, Option<usize>) + Sync) {
+    let threads = rayon::current_num_threads().min(count);
+    let next = AtomicUsize::new(0);
+    let claim = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|index| *index < count);
+    let worker = || {
+        let mut claimed = claim();
+        while let Some(index) = claimed {
+            claimed = claim();
+            task(index, claimed);
+        }
+    };
+    if threads <= 1 {
+        return worker();
+    }
+    rayon::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(|_| worker());
+        }
+        worker();
+    });
+}
+
 /// A slice that the tasks of [`for_each`] write at places that do not overlap.
 ///
 /// The borrow of the whole slice lasts as long as this value; what each task takes out of it is up to the
@@ -51,6 +76,11 @@ impl<'a, T> Shared<'a, T> {
     /// Lends `slice` to tasks.
     pub fn new(slice: &'a mut [T]) -> Self {
         Self { start: slice.as_mut_ptr(), len: slice.len(), lifetime: std::marker::PhantomData }
+    }
+
+    /// Where the slice begins.
+    pub fn as_ptr(&self) -> *const T {
+        self.start
     }
 
     /// The elements `[start, start + len)`. Panics when they are not within the slice.

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 pub enum Level {
     /// Whatever the compilation target guarantees; no fused multiply-add is assumed.
     Portable,
-    /// x86-64 with AVX2 and FMA.
+    /// x86-64 with AVX2, FMA and F16C.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
@@ -27,7 +27,9 @@ impl Level {
     pub fn detected() -> Level {
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
             let avx512 = is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
@@ -61,6 +63,30 @@ impl Level {
     pub fn available() -> Vec<Level> {
         let best = Level::detected();
         [Level::Portable, Level::Avx2, Level::Avx512].into_iter().filter(|level| *level <= best).collect()
+    }
+}
+
+/// Dot products that some machines of a level have and others do not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dots {
+    /// Pairs of bf16 into f32 (AVX-512 BF16).
+    pub bf16: bool,
+    /// Quads of 8 bits into 32 (AVX-512 VNNI).
+    pub int8: bool,
+}
+
+impl Dots {
+    /// Those that this machine has, if `level` lets it use them.
+    pub fn of(level: Level) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if level == Level::Avx512 {
+            return Self {
+                bf16: is_x86_feature_detected!("avx512bf16"),
+                int8: is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("f16c"),
+            };
+        }
+        let _ = level;
+        Self { bf16: false, int8: false }
     }
 }
 

@@ -1,0 +1,146 @@
+//! From rows as they are stored to panels.
+
+use super::{CHUNK, Format, PANEL};
+use crate::elements::{Elements, Matrix};
+use crate::pool::{self, Shared};
+
+/// Packs a weight whose elements are of the type of `format`. Panics where they are not, or `out` has not
+/// [`Format::bytes`].
+pub fn pack(format: Format, m: Matrix, out: &mut [u8]) {
+    assert!(format.fits(m.cols), "sums of {} elements in {format:?}", m.cols);
+    assert_eq!(out.len(), format.bytes(m.rows, m.cols), "a packed weight [{}, {}]", m.rows, m.cols);
+    let size = format.panel_bytes(m.cols);
+    let shared = Shared::new(out);
+    pool::for_each(m.rows.div_ceil(PANEL), |panel| {
+        // SAFETY: a panel is one task's.
+        let out = unsafe { shared.part(panel * size, size) };
+        let rows: [Option<&[u8]>; PANEL] = std::array::from_fn(|i| row(format, &m, panel * PANEL + i));
+        pack_panel(format, m.cols, &rows, out);
+    });
+}
+
+/// The bytes of a row, if there is one.
+fn row<'a>(format: Format, m: &Matrix<'a>, row: usize) -> Option<&'a [u8]> {
+    if row >= m.rows {
+        return None;
+    }
+    if let Elements::F32(data) = m.data {
+        assert_eq!(format, Format::F32, "the elements of the matrix are F32");
+        return Some(bytes_of(&data[row * m.stride..][..m.cols]));
+    }
+    Some(m.raw_row(row, format.element_type()).expect("elements of the format's type"))
+}
+
+/// The bytes of numbers in memory.
+fn bytes_of(data: &[f32]) -> &[u8] {
+    // SAFETY: any f32 is four bytes; the length is that of the slice.
+    unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), size_of_val(data)) }
+}
+
+/// A panel from its rows; those that are missing are zero.
+fn pack_panel(format: Format, k: usize, rows: &[Option<&[u8]>; PANEL], out: &mut [u8]) {
+    match format {
+        Format::F32 => words(rows, 0, k, out),
+        Format::Bf16 => {
+            words(rows, 0, k / 2, out);
+            if k % 2 == 1 {
+                let last = &mut out[k / 2 * 64..][..64];
+                last.fill(0);
+                for (row, to) in rows.iter().zip(last.as_chunks_mut::<4>().0) {
+                    if let Some(row) = row {
+                        to[..2].copy_from_slice(&row[2 * k - 2..]);
+                    }
+                }
+            }
+        }
+        _ => {
+            let mut at = 0;
+            for first in (0..k).step_by(CHUNK) {
+                let len = CHUNK.min(k - first);
+                let size = format.chunk_bytes(len);
+                pack_chunk(format, first, len, rows, &mut out[at..][..size]);
+                at += size;
+            }
+        }
+    }
+}
+
+/// Words of four bytes of 16 rows, from byte `from` of each: word w of row r goes to place 16·w + r.
+fn words(rows: &[Option<&[u8]>; PANEL], from: usize, count: usize, out: &mut [u8]) {
+    let out = &mut out[..count * 64];
+    // A few cache lines of each row at a time: both sides stay in the first-level cache.
+    for (block, out) in out.chunks_mut(64 * 64).enumerate() {
+        let (first, count) = (block * 64, out.len() / 64);
+        for (r, row) in rows.iter().enumerate() {
+            match row {
+                None => out.as_chunks_mut::<64>().0.iter_mut().for_each(|line| line[4 * r..][..4].fill(0)),
+                Some(row) => {
+                    let row = row[from + 4 * first..][..4 * count].as_chunks::<4>().0;
+                    for (word, line) in row.iter().zip(out.as_chunks_mut::<64>().0) {
+                        line[4 * r..][..4].copy_from_slice(word);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `len` bytes at `at(i)` of each row, for i below `count`: those of row r go to places r·len of the i-th run.
+fn each(
+    rows: &[Option<&[u8]>; PANEL],
+    count: usize,
+    len: usize,
+    at: impl Fn(usize) -> usize,
+    out: &mut [u8],
+) {
+    for (i, run) in out[..count * len * PANEL].chunks_exact_mut(len * PANEL).enumerate() {
+        for (row, to) in rows.iter().zip(run.chunks_exact_mut(len)) {
+            match row {
+                None => to.fill(0),
+                Some(row) => to.copy_from_slice(&row[at(i)..][..len]),
+            }
+        }
+    }
+}
+
+/// A chunk of `len` elements from `first` on: the codes, then the scales.
+fn pack_chunk(format: Format, first: usize, len: usize, rows: &[Option<&[u8]>; PANEL], out: &mut [u8]) {
+    let (block, size) = (format.element_type().block_len(), format.element_type().block_bytes());
+    let (start, blocks) = (first / block * size, len / block);
+    match format {
+        Format::F32 | Format::Bf16 => {}
+        Format::Q8_0 => {
+            let (codes, scales) = out.split_at_mut(len * PANEL);
+            for (i, codes) in codes.chunks_exact_mut(512).enumerate() {
+                words(rows, start + i * size + 2, 8, codes);
+                codes.iter_mut().for_each(|code| *code ^= 0x80);
+            }
+            each(rows, blocks, 2, |i| start + i * size, scales);
+        }
+        Format::Q4_0 | Format::Mxfp4 => {
+            // The scale's bytes stand before the codes.
+            let scale = size - 16;
+            let (codes, scales) = out.split_at_mut(len * PANEL / 2);
+            for (i, codes) in codes.chunks_exact_mut(256).enumerate() {
+                words(rows, start + i * size + scale, 4, codes);
+            }
+            each(rows, blocks, scale, |i| start + i * size, scales);
+        }
+        Format::Q4K => {
+            let (codes, rest) = out.split_at_mut(2048);
+            let (scales, halves) = rest.split_at_mut(192);
+            words(rows, start + 16, 32, codes);
+            each(rows, 12, 1, |i| start + 4 + i, scales);
+            each(rows, 2, 2, |i| start + 2 * i, halves);
+        }
+        Format::Q6K => {
+            let (low, rest) = out.split_at_mut(2048);
+            let (high, rest) = rest.split_at_mut(1024);
+            let (scales, halves) = rest.split_at_mut(256);
+            words(rows, start, 32, low);
+            words(rows, start + 128, 16, high);
+            each(rows, 16, 1, |i| start + 192 + i, scales);
+            each(rows, 1, 2, |_| start + 208, halves);
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! Products with packed weights: cut into tasks, computed panel by panel.
+
+use super::activations::{Activations, View};
+use super::floats::{self, MOST};
+use super::ints;
+use super::unpack::Unpacked;
+use super::{Format, PANEL, Packed};
+use crate::pool::{self, Shared};
+use crate::simd::Level;
+use std::cell::RefCell;
+use std::ops::Range;
+
+/// Rows of activations that a task takes, at most: what it reads of them stays in the second-level cache.
+pub(super) const ROWS: usize = 256;
+
+/// What one thread computes in.
+pub(super) struct Space {
+    unpacked: Box<Unpacked>,
+    /// Sums of two panels, \[rows, 16\].
+    pub sums: [Vec<[f32; PANEL]>; 2],
+    /// What an epilogue makes of them.
+    pub made: [Vec<[f32; PANEL]>; 2],
+    rows: Vec<*const u8>,
+}
+
+/// Lends the thread's space.
+pub(super) fn with_space<R>(work: impl FnOnce(&mut Space) -> R) -> R {
+    thread_local! {
+        static SPACE: RefCell<Space> = RefCell::new(Space {
+            unpacked: Box::new(Unpacked::new()),
+            sums: [vec![[0.0; PANEL]; ROWS], vec![[0.0; PANEL]; ROWS]],
+            made: [vec![[0.0; PANEL]; ROWS], vec![[0.0; PANEL]; ROWS]],
+            rows: Vec::with_capacity(ROWS),
+        });
+    }
+    SPACE.with_borrow_mut(work)
+}
+
+/// One or two panels that are computed together.
+#[derive(Clone, Copy)]
+pub(super) struct Pair<'a> {
+    pub first: (Packed<'a>, usize),
+    pub second: Option<(Packed<'a>, usize)>,
+}
+
+impl<'a> Pair<'a> {
+    /// Panel `index` of a weight and the one after it, if that is before `end`.
+    pub fn of(w: Packed<'a>, index: usize, end: usize) -> Self {
+        Self { first: (w, index), second: (index + 1 < end).then_some((w, index + 1)) }
+    }
+
+    fn panels(&self) -> [&'a [u8]; 2] {
+        let (w, index) = self.first;
+        let (second, at) = self.second.unwrap_or(self.first);
+        [w.panel(index), second.panel(at)]
+    }
+}
+
+/// The sums of `rows` of the activations with a pair of panels, into `space.sums`. `ahead` is what the thread will need next.
+pub(super) fn sums(
+    level: Level,
+    pair: Pair,
+    ahead: Option<Pair>,
+    a: View,
+    rows: &[u32],
+    space: &mut Space,
+) {
+    let (w, _) = pair.first;
+    assert!(rows.len() <= ROWS && w.k == a.k, "{} rows of {} elements", rows.len(), a.k);
+    if w.format.is_coded() {
+        let each = [Some(pair.first), pair.second];
+        for ((w, index), sums) in each.into_iter().flatten().zip(&mut space.sums) {
+            let panel = ints::Panel { format: w.format, k: w.k, bytes: w.panel(index), activations: a, rows };
+            ints::panel(level, &panel, &mut space.unpacked, &mut sums[..rows.len()]);
+        }
+        return;
+    }
+    space.rows.clear();
+    space.rows.extend(rows.iter().map(|row| a.row(*row as usize)));
+    let tiles = rows.len().div_ceil(floats::height(level)).max(1);
+    let (low, more) = (rows.len() / tiles, rows.len() % tiles);
+    let mut found = [[[0.0; PANEL]; MOST]; 2];
+    let (panels, next) = (pair.panels(), ahead.map(|pair| pair.panels()));
+    let mut first = 0;
+    for t in 0..tiles {
+        let height = low + usize::from(t < more);
+        // The last two tiles ask for the panels that come next, while these are in the cache.
+        let ahead = match (&next, tiles - t) {
+            (Some(next), 2) => next[0].as_ptr(),
+            (Some(next), 1) if tiles > 1 => next[1].as_ptr(),
+            _ => panels[0].as_ptr(),
+        };
+        let tile = floats::Tile {
+            format: w.format,
+            k: w.k,
+            panels,
+            single: pair.second.is_none(),
+            rows: &space.rows[first..][..height],
+            ahead,
+        };
+        // SAFETY: rows of activations that were made for this format, with `k` elements.
+        unsafe { floats::tile(level, &tile, &mut found) };
+        for (sums, found) in space.sums.iter_mut().zip(&found) {
+            sums[first..][..height].copy_from_slice(&found[..height]);
+        }
+        first += height;
+    }
+}
+
+/// Panels `panels` of the weight, for rows `rows`.
+struct Task {
+    part: usize,
+    panels: Range<usize>,
+    rows: Range<usize>,
+}
+
+/// Panels that a task of a weight takes, so that each thread gets several of all `total`.
+pub(super) fn share(total: usize) -> usize {
+    (total / (8 * rayon::current_num_threads())).clamp(1, 32).next_multiple_of(2)
+}
+
+/// A product to be made: `y` \[T, ΣN\] = `x` \[T, K\] · the weights' transposes, side by side.
+pub struct Linear<'a> {
+    /// \[T, K\].
+    pub x: &'a [f32],
+    /// \[N, K\] each.
+    pub weights: &'a [Packed<'a>],
+    /// \[T, ΣN\].
+    pub y: &'a mut [f32],
+    /// Add to `y`.
+    pub accumulate: bool,
+}
+
+/// Makes a [`Linear`] on the threads of the pool. Panics where the shapes do not fit.
+pub fn linear(level: Level, product: Linear) {
+    let level = level.min(Level::detected());
+    let Linear { x, weights, y, accumulate } = product;
+    let Some(k) = weights.first().map(Packed::k) else { return };
+    let width: usize = weights.iter().map(Packed::n).sum();
+    let count = x.len() / k;
+    assert!(weights.iter().all(|w| w.k == k), "weights of one K");
+    assert!(x.len() == count * k && y.len() == count * width, "x and y fit the weights");
+    let rows: Vec<u32> = (0..count as u32).collect();
+    let forms = Forms::of(level, x, k, weights.iter().map(Packed::format));
+    let total: usize = weights.iter().map(Packed::panels).sum();
+    let (size, mut tasks) = (share(total), Vec::new());
+    for (part, w) in weights.iter().enumerate() {
+        for first in (0..w.panels()).step_by(size) {
+            let panels = first..w.panels().min(first + size);
+            for row in (0..count).step_by(ROWS) {
+                tasks.push(Task { part, panels: panels.clone(), rows: row..count.min(row + ROWS) });
+            }
+        }
+    }
+    let starts: Vec<usize> = weights
+        .iter()
+        .scan(0, |sum, w| Some(std::mem::replace(sum, *sum + w.n)))
+        .collect();
+    let pair = |part: usize, panel: usize, end: usize| Pair::of(weights[part], panel, end);
+    let shared = Shared::new(y);
+    pool::for_each_ahead(tasks.len(), |index, next| {
+        let task = &tasks[index];
+        let (w, rows) = (weights[task.part], &rows[task.rows.clone()]);
+        let after = next.map(|next| &tasks[next]).map(|t| pair(t.part, t.panels.start, t.panels.end));
+        with_space(|space| {
+            for panel in task.panels.clone().step_by(2) {
+                let this = pair(task.part, panel, task.panels.end);
+                let ahead = match panel + 2 < task.panels.end {
+                    true => Some(pair(task.part, panel + 2, task.panels.end)),
+                    false => after,
+                };
+                sums(level, this, ahead, forms.get(w.format).view(), rows, space);
+                for (i, row) in task.rows.clone().enumerate() {
+                    for v in 0..1 + usize::from(this.second.is_some()) {
+                        let columns = w.columns(panel + v);
+                        let start = row * width + starts[task.part] + (panel + v) * PANEL;
+                        // SAFETY: a row's columns of a panel are one task's.
+                        let to = unsafe { shared.part(start, columns) };
+                        let from = &space.sums[v][i][..columns];
+                        if accumulate {
+                            to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
+                        } else {
+                            to.copy_from_slice(from);
+                        }
+                    }
+                }
+            }
+        });
+    });
+}
+
+/// The same rows in the forms of several formats.
+pub(super) struct Forms(Vec<(Format, Activations)>);
+
+thread_local! {
+    /// Memory of forms that are done with.
+    static SPARE: RefCell<Vec<Activations>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Activations whose content is done with.
+pub(super) fn spare() -> Activations {
+    SPARE.with_borrow_mut(Vec::pop).unwrap_or_default()
+}
+
+/// Gives memory back for [`spare`].
+pub(super) fn keep(done: Activations) {
+    SPARE.with_borrow_mut(|spare| spare.push(done));
+}
+
+impl Forms {
+    pub fn of(level: Level, x: &[f32], k: usize, formats: impl Iterator<Item = Format>) -> Self {
+        let mut forms: Vec<(Format, Activations)> = Vec::new();
+        for format in formats {
+            if forms.iter().all(|(has, _)| *has != format) {
+                let mut form = spare();
+                form.fill(level, format, x, k);
+                forms.push((format, form));
+            }
+        }
+        Self(forms)
+    }
+
+    pub fn get(&self, format: Format) -> &Activations {
+        let found = self.0.iter().find(|(has, _)| *has == format);
+        &found.expect("the form of every format was made").1
+    }
+}
+
+impl Drop for Forms {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(|(_, form)| keep(form));
+    }
+}

@@ -1,0 +1,143 @@
+//! A chunk of a coded panel, brought to what the kernels of 8-bit products read: a byte for each code, scales in f32.
+
+use super::{CHUNK, Format, PANEL};
+
+/// What a chunk becomes.
+#[repr(C, align(64))]
+pub(super) struct Unpacked {
+    /// Quads of k of the 16 columns, one quad of all columns after another.
+    pub codes: [u8; CHUNK * PANEL],
+    /// A scale for each group (of 32 elements, or of 16) and column.
+    pub scales: [[f32; PANEL]; CHUNK / 16],
+    /// Minima of Q4_K of two groups beside each other: of a column those of groups 2p and 2p + 1.
+    pub mins: [[[i16; 2]; PANEL]; 4],
+    /// What they are multiplied by.
+    pub min_scale: [f32; PANEL],
+}
+
+impl Unpacked {
+    pub const fn new() -> Self {
+        Self {
+            codes: [0; CHUNK * PANEL],
+            scales: [[0.0; PANEL]; CHUNK / 16],
+            mins: [[[0; 2]; PANEL]; 4],
+            min_scale: [0.0; PANEL],
+        }
+    }
+}
+
+/// Brings a chunk of `len` elements of k to `to`, and says where its codes are: there, or in the chunk itself. `half` decodes
+/// 16 numbers in half precision.
+///
+/// Inlined into functions that are compiled for an instruction set.
+#[inline(always)]
+pub(super) fn unpack<'a>(
+    format: Format,
+    chunk: &'a [u8],
+    len: usize,
+    to: &'a mut Unpacked,
+    half: impl Fn(&[u8; 32], &mut [f32; PANEL]),
+) -> &'a [u8] {
+    let groups = len / 32;
+    match format {
+        Format::Q8_0 => {
+            let (codes, scales) = chunk.split_at(len * PANEL);
+            for (scales, to) in scales.as_chunks::<32>().0.iter().zip(&mut to.scales[..groups]) {
+                half(scales, to);
+            }
+            return codes;
+        }
+        Format::Q4_0 => {
+            let (codes, scales) = chunk.split_at(len * PANEL / 2);
+            for (codes, to) in
+                codes.as_chunks::<256>().0.iter().zip(to.codes.as_chunks_mut::<512>().0)
+            {
+                for i in 0..256 {
+                    to[i] = codes[i] & 15;
+                    to[i + 256] = codes[i] >> 4;
+                }
+            }
+            for (scales, to) in scales.as_chunks::<32>().0.iter().zip(&mut to.scales[..groups]) {
+                half(scales, to);
+            }
+        }
+        Format::Mxfp4 => {
+            let (codes, scales) = chunk.split_at(len * PANEL / 2);
+            for (codes, to) in
+                codes.as_chunks::<256>().0.iter().zip(to.codes.as_chunks_mut::<512>().0)
+            {
+                for i in 0..256 {
+                    to[i] = twice_and_twelve(codes[i] & 15);
+                    to[i + 256] = twice_and_twelve(codes[i] >> 4);
+                }
+            }
+            for (scales, to) in scales.as_chunks::<PANEL>().0.iter().zip(&mut to.scales[..groups]) {
+                for i in 0..PANEL {
+                    // 2^(bits - 128): see `blocks::mxfp4`.
+                    let bits = u32::from(scales[i]);
+                    to[i] = f32::from_bits(if bits < 2 { 1 << (21 + bits) } else { (bits - 1) << 23 });
+                }
+            }
+        }
+        Format::Q4K => {
+            let (codes, rest) = chunk.split_at(2048);
+            let (packed, halves) = rest.split_at(192);
+            for (codes, to) in codes.as_chunks::<512>().0.iter().zip(to.codes.as_chunks_mut::<1024>().0)
+            {
+                for i in 0..512 {
+                    to[i] = codes[i] & 15;
+                    to[i + 512] = codes[i] >> 4;
+                }
+            }
+            let (packed, halves) = (packed.as_chunks::<PANEL>().0, halves.as_chunks::<32>().0);
+            let mut scale = [0.0; PANEL];
+            half(&halves[0], &mut scale);
+            half(&halves[1], &mut to.min_scale);
+            for j in 0..8 {
+                let low = j % 4;
+                for i in 0..PANEL {
+                    // As `blocks::k::scale_and_min`.
+                    let (s, m) = if j < 4 {
+                        (packed[low][i] & 63, packed[low + 4][i] & 63)
+                    } else {
+                        let last = packed[low + 8][i];
+                        (last & 15 | packed[low][i] >> 6 << 4, last >> 4 | packed[low + 4][i] >> 6 << 4)
+                    };
+                    to.scales[j][i] = scale[i] * f32::from(s);
+                    to.mins[j / 2][i][j % 2] = i16::from(m);
+                }
+            }
+        }
+        Format::Q6K => {
+            let (low, rest) = chunk.split_at(2048);
+            let (high, rest) = rest.split_at(1024);
+            let (scales, halves) = rest.split_at(256);
+            let halves_of = low.as_chunks::<1024>().0.iter().zip(high.as_chunks::<512>().0);
+            for ((low, high), to) in halves_of.zip(to.codes.as_chunks_mut::<2048>().0) {
+                for i in 0..512 {
+                    to[i] = low[i] & 15 | (high[i] & 3) << 4;
+                    to[i + 512] = low[i + 512] & 15 | (high[i] & 12) << 2;
+                    to[i + 1024] = low[i] >> 4 | high[i] & 48;
+                    to[i + 1536] = low[i + 512] >> 4 | (high[i] & 192) >> 2;
+                }
+            }
+            let mut scale = [0.0; PANEL];
+            half(&halves.as_chunks::<32>().0[0], &mut scale);
+            for (coded, to) in scales.as_chunks::<PANEL>().0.iter().zip(&mut to.scales) {
+                for i in 0..PANEL {
+                    to[i] = scale[i] * f32::from(coded[i] as i8);
+                }
+            }
+        }
+        Format::F32 | Format::Bf16 => {}
+    }
+    &to.codes[..len * PANEL]
+}
+
+/// Twice what four bits of MXFP4 stand for, and 12: see `blocks::mxfp4`.
+#[inline(always)]
+fn twice_and_twelve(q: u8) -> u8 {
+    let size = q & 7;
+    let twice = size + size.saturating_sub(4) + 2 * size.saturating_sub(6);
+    if q > 7 { 12 - twice } else { 12 + twice }
+}
