@@ -340,7 +340,14 @@ pub fn down_backward(
 }
 
 /// `y` \[T, H\] = for each token the sum of its rows, times their weights, in the order of the slots.
-pub(crate) fn combine(level: Level, d: &Dispatch, rows: &[f32], weights: Option<&[f32]>, y: &mut [f32], h: usize) {
+pub(crate) fn combine(
+    level: Level,
+    d: &Dispatch,
+    rows: &[f32],
+    weights: Option<&[f32]>,
+    y: &mut [f32],
+    h: usize,
+) {
     if let Some(weights) = weights {
         expect("weights", weights.len(), d.tokens * d.slots);
     }

@@ -1,4 +1,7 @@
 //! Activations in the form that packed weights are multiplied with.
+//!
+//! Elements lie by chunks of k: the first 256 of all rows, then the next 256 of all rows. What a kernel reads of many rows at
+//! once is then close together, on few pages of memory.
 
 use super::{CHUNK, Format};
 use crate::by_level;
@@ -8,24 +11,50 @@ use std::marker::PhantomData;
 
 /// Rows that one task brings to their form.
 const ROWS: usize = 16;
-/// Bytes behind each row: rows a multiple of 4 KiB apart would fall into one set of the first-level cache.
-const PAD: usize = 64;
 
 /// Rows of activations \[M, K\] for the products with weights of one format.
 #[derive(Debug, Default)]
 pub struct Activations {
+    shape: Layout,
+    /// Elements: f32, bf16 or 8 bits, \[chunks, M, 256\].
+    elements: Vec<u64>,
+    /// Of 8-bit elements: a scale for each 32 or 256, \[chunks, M, scales of a chunk\].
+    scales: Vec<f32>,
+    /// What the sums of groups start from, \[chunks, M, starts of a chunk\]: minus the zero of the codes times the sum of the
+    /// elements; for Q4_K the sums of 32 elements in 16 bits, two beside each other.
+    starts: Vec<i32>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Layout {
     rows: usize,
     k: usize,
-    /// Elements: f32, bf16 or 8 bits, `stride` bytes from row to row.
-    elements: Vec<u64>,
-    stride: usize,
-    /// Of 8-bit elements: a scale for each 32 or 256, `groups` of them a row.
-    scales: Vec<f32>,
-    groups: usize,
-    /// What the sums of groups start from, `starts_stride` a row: minus the zero of the codes times the sum of the elements; for
-    /// Q4_K the sums of 32 elements in 16 bits, two beside each other.
-    starts: Vec<i32>,
-    starts_stride: usize,
+    /// Bytes of an element.
+    size: usize,
+    /// Scales and starts of a chunk.
+    scales: usize,
+    starts: usize,
+}
+
+impl Layout {
+    fn of(level: Level, format: Format, rows: usize, k: usize) -> Self {
+        let size = match form(level, format) {
+            Form::F32 | Form::Rounded => 4,
+            Form::Bf16 => 2,
+            Form::Bits8 => 1,
+        };
+        let (scales, starts) = match format {
+            Format::F32 | Format::Bf16 => (0, 0),
+            Format::Q8_0 | Format::Q4_0 | Format::Mxfp4 => (8, 8),
+            Format::Q4K => (1, 4),
+            Format::Q6K => (1, 16),
+        };
+        Self { rows, k, size, scales, starts }
+    }
+
+    fn chunks(&self) -> usize {
+        self.k.div_ceil(CHUNK)
+    }
 }
 
 /// What the elements of activations are.
@@ -72,35 +101,18 @@ impl Activations {
 
     /// Space for `rows` rows, whose elements are whatever they were.
     pub(super) fn shape(&mut self, level: Level, format: Format, rows: usize, k: usize) {
-        let size = match form(level, format) {
-            Form::F32 | Form::Rounded => 4,
-            Form::Bf16 => 2,
-            Form::Bits8 => 1,
-        };
-        // Of bf16 a last element without a partner has 0 beside it.
-        let elements = if size == 2 { k.next_multiple_of(2) } else { k };
-        self.stride = (elements * size).next_multiple_of(8) + PAD;
-        (self.rows, self.k) = (rows, k);
-        (self.groups, self.starts_stride) = match format {
-            Format::F32 | Format::Bf16 => (0, 0),
-            Format::Q8_0 | Format::Q4_0 | Format::Mxfp4 => (k / 32, k / 32),
-            Format::Q4K => (k / CHUNK, k / 64),
-            Format::Q6K => (k / CHUNK, k / 16),
-        };
+        self.shape = Layout::of(level, format, rows, k);
+        let (shape, all) = (self.shape, self.shape.chunks() * rows);
         let grow = |len: usize, has: usize| len.max(has);
-        self.elements.resize(grow(rows * self.stride / 8, self.elements.len()), 0);
-        self.scales.resize(grow(rows * self.groups, self.scales.len()), 0.0);
-        self.starts.resize(grow(rows * self.starts_stride, self.starts.len()), 0);
+        self.elements.resize(grow(all * CHUNK * shape.size / 8, self.elements.len()), 0);
+        self.scales.resize(grow(all * shape.scales, self.scales.len()), 0.0);
+        self.starts.resize(grow(all * shape.starts, self.starts.len()), 0);
     }
 
     /// For tasks that fill rows of their own.
     pub(super) fn shares(&mut self) -> Shares<'_> {
         Shares {
-            rows: self.rows,
-            k: self.k,
-            stride: self.stride,
-            groups: self.groups,
-            starts_stride: self.starts_stride,
+            shape: self.shape,
             elements: Shared::new(&mut self.elements),
             scales: Shared::new(&mut self.scales),
             starts: Shared::new(&mut self.starts),
@@ -110,12 +122,8 @@ impl Activations {
     /// For those who read.
     pub(super) fn view(&self) -> View<'_> {
         View {
-            rows: self.rows,
-            k: self.k,
-            stride: self.stride,
-            groups: self.groups,
-            starts_stride: self.starts_stride,
-            elements: self.elements.as_ptr(),
+            shape: self.shape,
+            elements: self.elements.as_ptr().cast(),
             scales: self.scales.as_ptr(),
             starts: self.starts.as_ptr(),
             lifetime: PhantomData,
@@ -126,12 +134,8 @@ impl Activations {
 /// Activations as kernels read them: of a row that is still being written nothing may be read.
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
-    pub rows: usize,
-    pub k: usize,
-    stride: usize,
-    pub groups: usize,
-    pub starts_stride: usize,
-    elements: *const u64,
+    shape: Layout,
+    elements: *const u8,
     scales: *const f32,
     starts: *const i32,
     lifetime: PhantomData<&'a Activations>,
@@ -143,33 +147,48 @@ unsafe impl Send for View<'_> {}
 unsafe impl Sync for View<'_> {}
 
 impl View<'_> {
-    /// Where the elements of a row begin.
-    pub fn row(&self, row: usize) -> *const u8 {
-        assert!(row < self.rows, "row {row} of {}", self.rows);
-        self.elements.wrapping_add(row * self.stride / 8).cast()
+    /// M.
+    pub fn rows(&self) -> usize {
+        self.shape.rows
     }
 
-    /// Where the scales of a row begin.
-    pub fn scales(&self, row: usize) -> *const f32 {
-        assert!(row < self.rows, "row {row} of {}", self.rows);
-        self.scales.wrapping_add(row * self.groups)
+    /// K.
+    pub fn k(&self) -> usize {
+        self.shape.k
     }
 
-    /// Where the starts of a row begin.
-    pub fn starts(&self, row: usize) -> *const i32 {
-        assert!(row < self.rows, "row {row} of {}", self.rows);
-        self.starts.wrapping_add(row * self.starts_stride)
+    /// Panics where these are not activations for `format` at `level`.
+    pub fn check(&self, level: Level, format: Format) {
+        let Layout { size, scales, starts, .. } = Layout::of(level, format, 0, 0);
+        let own = self.shape;
+        assert_eq!((own.size, own.scales, own.starts), (size, scales, starts), "activations for {format:?}");
+    }
+
+    /// Bytes from a chunk of a row to the next chunk of it.
+    pub fn chunk_stride(&self) -> usize {
+        self.shape.rows * CHUNK * self.shape.size
+    }
+
+    /// The elements of a row in a chunk.
+    pub fn elements(&self, chunk: usize, row: usize) -> *const u8 {
+        self.elements.wrapping_add((chunk * self.shape.rows + row) * CHUNK * self.shape.size)
+    }
+
+    /// Its scales.
+    pub fn scales(&self, chunk: usize, row: usize) -> *const f32 {
+        self.scales.wrapping_add((chunk * self.shape.rows + row) * self.shape.scales)
+    }
+
+    /// Its starts.
+    pub fn starts(&self, chunk: usize, row: usize) -> *const i32 {
+        self.starts.wrapping_add((chunk * self.shape.rows + row) * self.shape.starts)
     }
 }
 
 /// The parts of activations that tasks write, each its rows.
 #[derive(Clone, Copy)]
 pub(super) struct Shares<'a> {
-    rows: usize,
-    k: usize,
-    stride: usize,
-    groups: usize,
-    starts_stride: usize,
+    shape: Layout,
     elements: Shared<'a, u64>,
     scales: Shared<'a, f32>,
     starts: Shared<'a, i32>,
@@ -179,12 +198,8 @@ impl<'a> Shares<'a> {
     /// For those who read rows that are finished.
     pub fn view(&self) -> View<'a> {
         View {
-            rows: self.rows,
-            k: self.k,
-            stride: self.stride,
-            groups: self.groups,
-            starts_stride: self.starts_stride,
-            elements: self.elements.as_ptr(),
+            shape: self.shape,
+            elements: self.elements.as_ptr().cast(),
             scales: self.scales.as_ptr(),
             starts: self.starts.as_ptr(),
             lifetime: PhantomData,
@@ -196,50 +211,52 @@ impl<'a> Shares<'a> {
     /// # Safety
     /// No other thread fills or reads that row meanwhile.
     pub unsafe fn fill(&self, level: Level, format: Format, row: usize, x: &[f32]) {
-        assert_eq!(x.len(), self.k, "a row of {}", self.k);
-        // SAFETY: rows do not overlap, and this one is the caller's.
-        let (elements, scales, starts) = unsafe {
-            (
-                self.elements.part(row * self.stride / 8, self.stride / 8),
-                self.scales.part(row * self.groups, self.groups),
-                self.starts.part(row * self.starts_stride, self.starts_stride),
-            )
-        };
-        let bytes: *mut u8 = elements.as_mut_ptr().cast();
-        let len = self.stride - PAD;
-        match form(level, format) {
-            Form::F32 | Form::Rounded => {
-                // SAFETY: the row has `4·k` bytes at least, and the alignment of a u64.
-                let to = unsafe { std::slice::from_raw_parts_mut(bytes.cast::<f32>(), self.k) };
-                match format {
-                    Format::F32 => to.copy_from_slice(x),
-                    _ => round(level, x, to),
+        let s = self.shape;
+        assert!(x.len() == s.k && row < s.rows, "row {row} of {}, {} elements", s.rows, x.len());
+        for (chunk, x) in x.chunks(CHUNK).enumerate() {
+            let at = chunk * s.rows + row;
+            let words = CHUNK * s.size / 8;
+            // SAFETY: chunks of rows do not overlap, and this row is the caller's.
+            let (elements, scales, starts) = unsafe {
+                (
+                    self.elements.part(at * words, words),
+                    self.scales.part(at * s.scales, s.scales),
+                    self.starts.part(at * s.starts, s.starts),
+                )
+            };
+            let bytes: *mut u8 = elements.as_mut_ptr().cast();
+            match form(level, format) {
+                Form::F32 | Form::Rounded => {
+                    // SAFETY: the chunk has 256 elements of four bytes, aligned as a u64.
+                    let to = unsafe { std::slice::from_raw_parts_mut(bytes.cast::<f32>(), x.len()) };
+                    match format {
+                        Format::F32 => to.copy_from_slice(x),
+                        _ => round(level, x, to),
+                    }
                 }
-            }
-            Form::Bf16 => {
-                // SAFETY: as above, with two bytes an element.
-                let to = unsafe { std::slice::from_raw_parts_mut(bytes.cast::<u16>(), len / 2) };
-                to[self.k..].fill(0);
-                narrow(level, x, &mut to[..self.k]);
-            }
-            Form::Bits8 => {
-                // SAFETY: as above, with one byte an element.
-                let to = unsafe { std::slice::from_raw_parts_mut(bytes.cast::<i8>(), self.k) };
-                match format {
-                    Format::Q4K => {
-                        eight_bits_256(level, x, to, scales);
-                        for (two, start) in to.as_chunks::<64>().0.iter().zip(starts) {
-                            let sum = |x: &[i8]| x.iter().map(|x| i32::from(*x)).sum::<i32>();
-                            *start = sum(&two[..32]) & 0xffff | sum(&two[32..]) << 16;
+                Form::Bf16 => {
+                    // SAFETY: as above, of two bytes.
+                    let to = unsafe { std::slice::from_raw_parts_mut(bytes.cast::<u16>(), CHUNK) };
+                    narrow(level, x, &mut to[..x.len()]);
+                    // A last element without a partner has 0 beside it.
+                    to[x.len()..].iter_mut().take(1).for_each(|to| *to = 0);
+                }
+                Form::Bits8 => {
+                    // SAFETY: as above, of one byte.
+                    let to = unsafe { std::slice::from_raw_parts_mut(bytes.cast::<i8>(), x.len()) };
+                    match format {
+                        Format::Q4K => {
+                            eight_bits_256(level, x, to, scales);
+                            sums_of_64(level, to, starts);
                         }
-                    }
-                    Format::Q6K => {
-                        eight_bits_256(level, x, to, scales);
-                        sums::<16>(level, to, -32, starts);
-                    }
-                    _ => {
-                        eight_bits_32(level, x, to, scales);
-                        sums::<32>(level, to, -format.zero(), starts);
+                        Format::Q6K => {
+                            eight_bits_256(level, x, to, scales);
+                            sums_of_16(level, to, -32, starts);
+                        }
+                        _ => {
+                            eight_bits_32(level, x, to, scales);
+                            sums_of_32(level, to, -format.zero(), starts);
+                        }
                     }
                 }
             }
@@ -289,45 +306,56 @@ by_level! {
     }
 }
 
-/// The scale with which the furthest element becomes ±127; not a number where some element is not finite.
+/// The scale with which the furthest element becomes ±127; not finite where some element is not.
 #[inline(always)]
 fn eight_bits<const N: usize>(x: &[f32; N], to: &mut [i8; N]) -> f32 {
-    let (mut most, mut odd) = ([0.0f32; 16], [0.0f32; 16]);
+    // By bits what is not finite is furthest.
+    let mut most = [0u32; 16];
     for part in x.as_chunks::<16>().0 {
         for i in 0..16 {
-            let size = part[i].abs();
-            most[i] = if size > most[i] { size } else { most[i] };
-            odd[i] += part[i] * 0.0;
+            most[i] = most[i].max(part[i].to_bits() & 0x7fff_ffff);
         }
     }
-    let furthest = most.iter().fold(0.0f32, |m, x| if *x > m { *x } else { m });
-    let by = if furthest > 0.0 { 127.0 / furthest } else { 0.0 };
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            most[i] = most[i].max(most[i + half]);
+        }
+    }
+    let furthest = f32::from_bits(most[0]);
+    let by = if furthest == 0.0 { 0.0 } else { 127.0 / furthest };
     for i in 0..N {
-        // Adding and taking away 1.5·2²³ rounds to the nearest integer; the integer is in the low bits.
+        // Adding 1.5·2²³ rounds to the nearest integer, which is then in the low bits.
         const ROUND: f32 = 12_582_912.0;
         to[i] = (x[i] * by + ROUND).to_bits() as i8;
     }
-    furthest / 127.0 + odd.iter().sum::<f32>()
+    furthest / 127.0
 }
 
-/// `by` times the sum of each `N` elements.
-fn sums<const N: usize>(level: Level, x: &[i8], by: i32, to: &mut [i32]) {
-    by_level! {
-        fn of_16(x: &[i8], by: i32, to: &mut [i32]) {
-            for (x, to) in x.as_chunks::<16>().0.iter().zip(to) {
-                *to = by * x.iter().map(|x| i32::from(*x)).sum::<i32>();
-            }
+by_level! {
+    /// `by` times the sums of 16 elements each.
+    fn sums_of_16(x: &[i8], by: i32, to: &mut [i32]) {
+        for (x, to) in x.as_chunks::<16>().0.iter().zip(to) {
+            *to = by * x.iter().map(|x| i32::from(*x)).sum::<i32>();
         }
     }
-    by_level! {
-        fn of_32(x: &[i8], by: i32, to: &mut [i32]) {
-            for (x, to) in x.as_chunks::<32>().0.iter().zip(to) {
-                *to = by * x.iter().map(|x| i32::from(*x)).sum::<i32>();
-            }
+}
+
+by_level! {
+    /// `by` times the sums of 32 elements each.
+    fn sums_of_32(x: &[i8], by: i32, to: &mut [i32]) {
+        for (x, to) in x.as_chunks::<32>().0.iter().zip(to) {
+            *to = by * x.iter().map(|x| i32::from(*x)).sum::<i32>();
         }
     }
-    match N {
-        16 => of_16(level, x, by, to),
-        _ => of_32(level, x, by, to),
+}
+
+by_level! {
+    /// The sums of 32 elements each in 16 bits, two beside each other.
+    fn sums_of_64(x: &[i8], to: &mut [i32]) {
+        for (x, to) in x.as_chunks::<64>().0.iter().zip(to) {
+            let (low, high) = x.split_at(32);
+            let sum = |x: &[i8]| x.iter().map(|x| i32::from(*x)).sum::<i32>();
+            *to = sum(low) & 0xffff | sum(high) << 16;
+        }
     }
 }

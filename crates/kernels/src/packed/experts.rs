@@ -1,6 +1,6 @@
 //! The MLPs of all experts with packed weights as one list of tasks: none waits for an expert that is not its own.
 
-use super::product::{self, Forms, Pair, ROWS, share, sums, with_space};
+use super::product::{self, Forms, Pair, ROWS, copy, share, sums, with_space};
 use super::{PANEL, Packed};
 use crate::activation;
 use crate::buffers::Buffer;
@@ -90,7 +90,10 @@ pub fn mlp(
 ) {
     let level = level.min(Level::detected());
     let (h, i) = (s.hidden, s.intermediate);
-    assert!(experts.len() == d.experts() && x.len() == d.tokens * h && y.len() == x.len(), "a layer of {s:?}");
+    assert!(
+        experts.len() == d.experts() && x.len() == d.tokens * h && y.len() == x.len(),
+        "a layer of {s:?}"
+    );
     assert!(biases.up.is_none_or(|bias| bias.len() == d.experts() * s.pre()), "biases [E, P]");
     assert!(biases.down.is_none_or(|bias| bias.len() == d.experts() * h), "biases [E, H]");
     let Some(one) = experts.first() else { return y.fill(0.0) };
@@ -152,7 +155,7 @@ pub fn mlp(
                                 for (r, row) in task.rows.clone().enumerate().take_while(|_| columns > 0) {
                                     // SAFETY: a row's columns of a panel are one task's.
                                     let to = unsafe { inner.part(row * i + at, columns) };
-                                    to.copy_from_slice(&space.made[v][r][..columns]);
+                                    copy(&space.made[v][r], to);
                                 }
                             }
                         }
@@ -183,7 +186,7 @@ pub fn mlp(
                                 for (r, row) in task.rows.clone().enumerate() {
                                     // SAFETY: as above.
                                     let to = unsafe { out.part(row * h + at, columns) };
-                                    to.copy_from_slice(&space.sums[v][r][..columns]);
+                                    copy(&space.sums[v][r], to);
                                     if let Some(bias) = bias {
                                         to.iter_mut().zip(&bias[at..]).for_each(|(to, b)| *to += b);
                                     }
@@ -202,7 +205,14 @@ pub fn mlp(
 }
 
 /// From the sums of a pair of panels to `space.made`: act(gate) · up of one panel, or act(up) of two.
-fn activate(level: Level, s: Shape, bias: Option<&[f32]>, panel: usize, rows: usize, space: &mut product::Space) {
+fn activate(
+    level: Level,
+    s: Shape,
+    bias: Option<&[f32]>,
+    panel: usize,
+    rows: usize,
+    space: &mut product::Space,
+) {
     let i = s.intermediate;
     let [a, b] = &mut space.sums;
     let (a, b) = (&mut a[..rows], &mut b[..rows]);

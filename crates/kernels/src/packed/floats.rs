@@ -1,7 +1,7 @@
 //! Tiles of products with f32 and bf16 panels: a few rows of activations against one or two panels over the whole of k.
 
 use super::activations::{Form, form};
-use super::{Format, PANEL};
+use super::{CHUNK, Format, PANEL};
 use crate::simd::Level;
 
 /// Rows of a tile, at most.
@@ -23,10 +23,23 @@ pub(super) struct Tile<'a> {
     pub panels: [&'a [u8]; 2],
     /// Only the first panel counts.
     pub single: bool,
-    /// Where the rows begin, in the form of [`form`].
+    /// Where the first chunks of the rows are, in the form of [`form`], and bytes from a chunk to the next.
     pub rows: &'a [*const u8],
+    pub chunk_stride: usize,
     /// Cache lines to be asked for meanwhile, one with each line of a panel; none where null.
     pub ahead: *const u8,
+}
+
+impl Tile<'_> {
+    /// Element `p` of a row, of those that are held as f32.
+    ///
+    /// # Safety
+    /// The row has it.
+    unsafe fn element(&self, row: usize, p: usize) -> f32 {
+        let chunk = self.rows[row].wrapping_add(p / CHUNK * self.chunk_stride);
+        // SAFETY: by the caller's promise.
+        unsafe { *chunk.cast::<f32>().add(p % CHUNK) }
+    }
 }
 
 /// Computes a tile: the sums of the first panel, \[rows, 16\] each `PANEL` after the other, and of the second.
@@ -73,7 +86,7 @@ unsafe fn f32_portable<const R: usize, const V: usize>(t: &Tile, sums: &mut [[[f
         for (p, line) in t.panels[v].as_chunks::<64>().0.iter().take(t.k).enumerate() {
             for (r, sum) in sum.iter_mut().enumerate() {
                 // SAFETY: the row has `k` elements, by the caller's promise.
-                let x = unsafe { *t.rows[r].cast::<f32>().add(p) };
+                let x = unsafe { t.element(r, p) };
                 for (s, w) in sum.iter_mut().zip(line.as_chunks::<4>().0) {
                     *s += x * f32::from_le_bytes(*w);
                 }
@@ -91,7 +104,7 @@ unsafe fn rounded_portable<const R: usize, const V: usize>(t: &Tile, sums: &mut 
             let line = &t.panels[v][p / 2 * 64..][..64];
             for (r, sum) in sum.iter_mut().enumerate() {
                 // SAFETY: the row has `k` elements, by the caller's promise.
-                let x = unsafe { *t.rows[r].cast::<f32>().add(p) };
+                let x = unsafe { t.element(r, p) };
                 for (s, w) in sum.iter_mut().zip(line.as_chunks::<4>().0) {
                     let at = p % 2 * 2;
                     *s += x * f32::from_bits(u32::from(w[at]) << 16 | u32::from(w[at + 1]) << 24);
@@ -107,7 +120,7 @@ use x86::{bf16_avx512, f32_avx2, f32_avx512, rounded_avx2, rounded_avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{MOST, PANEL, Tile};
+    use super::{CHUNK, MOST, PANEL, Tile};
     use std::arch::x86_64::*;
 
     type Sums = [[[f32; PANEL]; MOST]; 2];
@@ -123,25 +136,31 @@ mod x86 {
     pub(super) unsafe fn bf16_avx512<const R: usize, const V: usize>(t: &Tile, sums: &mut Sums) {
         // SAFETY: every address is within panels and rows by the caller's promise; prefetches may go anywhere.
         unsafe {
-            let rows: [*const i32; R] = std::array::from_fn(|r| t.rows[r].cast());
             let panels = t.panels.map(<[u8]>::as_ptr);
             let mut sum = [[_mm512_setzero_ps(); V]; R];
-            for p in 0..t.k.div_ceil(2) {
-                let mut w = [_mm512_setzero_si512(); V];
-                for v in 0..V {
-                    let at = panels[v].add(64 * p);
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                    w[v] = _mm512_loadu_si512(at.cast());
-                }
-                _mm_prefetch::<_MM_HINT_T1>(t.ahead.wrapping_add(64 * p).cast());
-                for r in 0..R {
-                    let x = _mm512_set1_epi32(rows[r].add(p).read_unaligned());
+            for chunk in 0..t.k.div_ceil(CHUNK) {
+                let rows: [*const i32; R] =
+                    std::array::from_fn(|r| t.rows[r].wrapping_add(chunk * t.chunk_stride).cast());
+                let first = chunk * CHUNK / 2;
+                let panels = panels.map(|panel| panel.wrapping_add(64 * first));
+                let ahead = t.ahead.wrapping_add(64 * first);
+                for p in 0..(t.k.div_ceil(2) - first).min(CHUNK / 2) {
+                    let mut w = [_mm512_setzero_si512(); V];
                     for v in 0..V {
-                        sum[r][v] = _mm512_dpbf16_ps(
-                            sum[r][v],
-                            std::mem::transmute::<__m512i, __m512bh>(w[v]),
-                            std::mem::transmute::<__m512i, __m512bh>(x),
-                        );
+                        let at = panels[v].add(64 * p);
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                        w[v] = _mm512_loadu_si512(at.cast());
+                    }
+                    _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(64 * p).cast());
+                    for r in 0..R {
+                        let x = _mm512_set1_epi32(rows[r].add(p).read_unaligned());
+                        for v in 0..V {
+                            sum[r][v] = _mm512_dpbf16_ps(
+                                sum[r][v],
+                                std::mem::transmute::<__m512i, __m512bh>(w[v]),
+                                std::mem::transmute::<__m512i, __m512bh>(x),
+                            );
+                        }
                     }
                 }
             }
@@ -168,21 +187,25 @@ mod x86 {
     pub(super) unsafe fn f32_avx512<const R: usize, const V: usize>(t: &Tile, sums: &mut Sums) {
         // SAFETY: as in `bf16_avx512`.
         unsafe {
-            let rows: [*const f32; R] = std::array::from_fn(|r| t.rows[r].cast());
             let panels = t.panels.map(<[u8]>::as_ptr);
             let mut sum = [[_mm512_setzero_ps(); V]; R];
-            for p in 0..t.k {
-                let mut w = [_mm512_setzero_ps(); V];
-                for v in 0..V {
-                    let at = panels[v].add(64 * p);
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                    w[v] = _mm512_loadu_ps(at.cast());
-                }
-                _mm_prefetch::<_MM_HINT_T1>(t.ahead.wrapping_add(64 * p).cast());
-                for r in 0..R {
-                    let x = _mm512_set1_ps(*rows[r].add(p));
+            for first in (0..t.k).step_by(CHUNK) {
+                let stride = first / CHUNK * t.chunk_stride;
+                let rows: [*const f32; R] =
+                    std::array::from_fn(|r| t.rows[r].wrapping_add(stride).cast::<f32>());
+                for p in first..t.k.min(first + CHUNK) {
+                    let mut w = [_mm512_setzero_ps(); V];
                     for v in 0..V {
-                        sum[r][v] = _mm512_fmadd_ps(x, w[v], sum[r][v]);
+                        let at = panels[v].add(64 * p);
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                        w[v] = _mm512_loadu_ps(at.cast());
+                    }
+                    _mm_prefetch::<_MM_HINT_T1>(t.ahead.wrapping_add(64 * p).cast());
+                    for r in 0..R {
+                        let x = _mm512_set1_ps(*rows[r].add(p - first));
+                        for v in 0..V {
+                            sum[r][v] = _mm512_fmadd_ps(x, w[v], sum[r][v]);
+                        }
                     }
                 }
             }
@@ -198,26 +221,30 @@ mod x86 {
     pub(super) unsafe fn rounded_avx512<const R: usize, const V: usize>(t: &Tile, sums: &mut Sums) {
         // SAFETY: as in `bf16_avx512`.
         unsafe {
-            let rows: [*const f32; R] = std::array::from_fn(|r| t.rows[r].cast());
             let panels = t.panels.map(<[u8]>::as_ptr);
             let mut sum = [[_mm512_setzero_ps(); V]; R];
-            for p in 0..t.k {
-                let mut w = [_mm512_setzero_ps(); V];
-                for v in 0..V {
-                    let at = panels[v].add(64 * (p / 2));
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                    let pair = _mm512_loadu_si512(at.cast());
-                    let wide = if p % 2 == 0 {
-                        _mm512_slli_epi32::<16>(pair)
-                    } else {
-                        _mm512_and_si512(pair, _mm512_set1_epi32(0xffff_0000_u32 as i32))
-                    };
-                    w[v] = _mm512_castsi512_ps(wide);
-                }
-                for r in 0..R {
-                    let x = _mm512_set1_ps(*rows[r].add(p));
+            for first in (0..t.k).step_by(CHUNK) {
+                let stride = first / CHUNK * t.chunk_stride;
+                let rows: [*const f32; R] =
+                    std::array::from_fn(|r| t.rows[r].wrapping_add(stride).cast::<f32>());
+                for p in first..t.k.min(first + CHUNK) {
+                    let mut w = [_mm512_setzero_ps(); V];
                     for v in 0..V {
-                        sum[r][v] = _mm512_fmadd_ps(x, w[v], sum[r][v]);
+                        let at = panels[v].add(64 * (p / 2));
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                        let pair = _mm512_loadu_si512(at.cast());
+                        let wide = if p % 2 == 0 {
+                            _mm512_slli_epi32::<16>(pair)
+                        } else {
+                            _mm512_and_si512(pair, _mm512_set1_epi32(0xffff_0000_u32 as i32))
+                        };
+                        w[v] = _mm512_castsi512_ps(wide);
+                    }
+                    for r in 0..R {
+                        let x = _mm512_set1_ps(*rows[r].add(p - first));
+                        for v in 0..V {
+                            sum[r][v] = _mm512_fmadd_ps(x, w[v], sum[r][v]);
+                        }
                     }
                 }
             }
@@ -231,19 +258,23 @@ mod x86 {
     pub(super) unsafe fn f32_avx2<const R: usize, const V: usize>(t: &Tile, sums: &mut Sums) {
         // SAFETY: as in `bf16_avx512`.
         unsafe {
-            let rows: [*const f32; R] = std::array::from_fn(|r| t.rows[r].cast());
             for v in 0..V {
                 let panel = t.panels[v].as_ptr();
                 let mut sum = [[_mm256_setzero_ps(); 2]; R];
-                for p in 0..t.k {
-                    let at = panel.add(64 * p);
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                    _mm_prefetch::<_MM_HINT_T1>(t.ahead.wrapping_add(64 * p).cast());
-                    let w = [_mm256_loadu_ps(at.cast()), _mm256_loadu_ps(at.add(32).cast())];
-                    for r in 0..R {
-                        let x = _mm256_set1_ps(*rows[r].add(p));
-                        sum[r][0] = _mm256_fmadd_ps(x, w[0], sum[r][0]);
-                        sum[r][1] = _mm256_fmadd_ps(x, w[1], sum[r][1]);
+                for first in (0..t.k).step_by(CHUNK) {
+                    let stride = first / CHUNK * t.chunk_stride;
+                    let rows: [*const f32; R] =
+                        std::array::from_fn(|r| t.rows[r].wrapping_add(stride).cast::<f32>());
+                    for p in first..t.k.min(first + CHUNK) {
+                        let at = panel.add(64 * p);
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                        _mm_prefetch::<_MM_HINT_T1>(t.ahead.wrapping_add(64 * p).cast());
+                        let w = [_mm256_loadu_ps(at.cast()), _mm256_loadu_ps(at.add(32).cast())];
+                        for r in 0..R {
+                            let x = _mm256_set1_ps(*rows[r].add(p - first));
+                            sum[r][0] = _mm256_fmadd_ps(x, w[0], sum[r][0]);
+                            sum[r][1] = _mm256_fmadd_ps(x, w[1], sum[r][1]);
+                        }
                     }
                 }
                 halves(&sum, &mut sums[v]);
@@ -271,29 +302,33 @@ mod x86 {
     pub(super) unsafe fn rounded_avx2<const R: usize, const V: usize>(t: &Tile, sums: &mut Sums) {
         // SAFETY: as in `bf16_avx512`.
         unsafe {
-            let rows: [*const f32; R] = std::array::from_fn(|r| t.rows[r].cast());
             let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
             for v in 0..V {
                 let panel = t.panels[v].as_ptr();
                 let mut sum = [[_mm256_setzero_ps(); 2]; R];
-                for p in 0..t.k {
-                    let at = panel.add(64 * (p / 2));
-                    if p % 2 == 0 {
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                        _mm_prefetch::<_MM_HINT_T1>(t.ahead.wrapping_add(32 * p).cast());
-                    }
-                    let pairs = [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())];
-                    let w = pairs.map(|pair| {
-                        _mm256_castsi256_ps(if p % 2 == 0 {
-                            _mm256_slli_epi32::<16>(pair)
-                        } else {
-                            _mm256_and_si256(pair, high)
-                        })
-                    });
-                    for r in 0..R {
-                        let x = _mm256_set1_ps(*rows[r].add(p));
-                        sum[r][0] = _mm256_fmadd_ps(x, w[0], sum[r][0]);
-                        sum[r][1] = _mm256_fmadd_ps(x, w[1], sum[r][1]);
+                for first in (0..t.k).step_by(CHUNK) {
+                    let stride = first / CHUNK * t.chunk_stride;
+                    let rows: [*const f32; R] =
+                        std::array::from_fn(|r| t.rows[r].wrapping_add(stride).cast::<f32>());
+                    for p in first..t.k.min(first + CHUNK) {
+                        let at = panel.add(64 * (p / 2));
+                        if p % 2 == 0 {
+                            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                            _mm_prefetch::<_MM_HINT_T1>(t.ahead.wrapping_add(32 * p).cast());
+                        }
+                        let pairs = [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())];
+                        let w = pairs.map(|pair| {
+                            _mm256_castsi256_ps(if p % 2 == 0 {
+                                _mm256_slli_epi32::<16>(pair)
+                            } else {
+                                _mm256_and_si256(pair, high)
+                            })
+                        });
+                        for r in 0..R {
+                            let x = _mm256_set1_ps(*rows[r].add(p - first));
+                            sum[r][0] = _mm256_fmadd_ps(x, w[0], sum[r][0]);
+                            sum[r][1] = _mm256_fmadd_ps(x, w[1], sum[r][1]);
+                        }
                     }
                 }
                 halves(&sum, &mut sums[v]);

@@ -1,7 +1,7 @@
 //! Products of 8-bit activations with a coded panel, chunk by chunk of k: a chunk is unpacked once and then met by all rows.
 
-use super::unpack::{Unpacked, unpack};
 use super::activations::View;
+use super::unpack::{Unpacked, unpack};
 use super::{CHUNK, Format, PANEL};
 use crate::simd::{Dots, Level};
 
@@ -17,11 +17,11 @@ pub(super) struct Panel<'a> {
 /// `sums` \[rows, 16\] of a panel.
 pub(super) fn panel(level: Level, p: &Panel, space: &mut Unpacked, sums: &mut [[f32; PANEL]]) {
     let a = p.activations;
-    assert!(a.k == p.k && p.rows.iter().all(|row| (*row as usize) < a.rows), "rows of the activations");
+    assert!(a.k() == p.k && p.rows.iter().all(|row| (*row as usize) < a.rows()), "rows of the activations");
+    a.check(level, p.format);
     assert!(p.bytes.len() >= p.format.panel_bytes(p.k) && sums.len() == p.rows.len(), "a panel and its sums");
     sums.as_flattened_mut().fill(0.0);
-    // SAFETY: the level is the machine's; rows and panel were just checked, and the activations were made for the format: they
-    // have as many groups as it has (asserted in `Rows`).
+    // SAFETY: the level is the machine's; rows, panel and the form of the activations were just checked.
     unsafe {
         match level {
             #[cfg(target_arch = "x86_64")]
@@ -41,35 +41,40 @@ struct Rows<const R: usize> {
 }
 
 impl<const R: usize> Rows<R> {
-    /// The rows' elements from `first` on.
     #[inline(always)]
-    fn at(p: &Panel, rows: &[u32], first: usize) -> Self {
-        let a = p.activations;
-        let (group, start) = match p.format {
-            Format::Q4K => (CHUNK, 64),
-            Format::Q6K => (CHUNK, 16),
-            _ => (32, 32),
-        };
-        assert!(a.groups * group == p.k && a.starts_stride * start == p.k, "activations for {:?}", p.format);
-        assert!(rows.len() == R);
+    fn at(p: &Panel, rows: &[u32], chunk: usize) -> Self {
         let of = |r: usize| rows[r] as usize;
         Self {
-            // Within the row: `first` is below k.
-            x: std::array::from_fn(|r| a.row(of(r)).wrapping_add(first).cast()),
-            scales: std::array::from_fn(|r| a.scales(of(r)).wrapping_add(first / group)),
-            starts: std::array::from_fn(|r| a.starts(of(r)).wrapping_add(first / start)),
+            x: std::array::from_fn(|r| p.activations.elements(chunk, of(r)).cast()),
+            scales: std::array::from_fn(|r| p.activations.scales(chunk, of(r))),
+            starts: std::array::from_fn(|r| p.activations.starts(chunk, of(r))),
         }
     }
 }
 
-/// One chunk: `len` elements of k from `first` on.
+/// One chunk.
 struct Chunk<'a> {
-    first: usize,
+    index: usize,
+    /// Elements of k.
     len: usize,
     codes: &'a [u8],
     scales: &'a [[f32; PANEL]; CHUNK / 16],
     mins: &'a [[[i16; 2]; PANEL]; 4],
     min_scale: &'a [f32; PANEL],
+}
+
+/// Asks for the next chunk.
+#[inline(always)]
+fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in bytes.chunks(64).take(72) {
+        // SAFETY: SSE is part of x86-64, and a prefetch has no effect on what the program computes.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
+        }
+    }
+    let _ = bytes;
 }
 
 /// Calls `$tile::<R, ..>(p, &chunk, rows, sums)` for each chunk of a panel and each tile of rows.
@@ -83,8 +88,9 @@ macro_rules! each_chunk {
             at += size;
             // `unpack` borrows the codes from the chunk or from the space, whose other parts are read beside them.
             let codes: *const [u8] = unpack($p.format, bytes, len, $space, $half);
+            prefetch(&$p.bytes[at..]);
             let chunk = Chunk {
-                first,
+                index: first / CHUNK,
                 len,
                 // SAFETY: neither is written while the chunk is used.
                 codes: unsafe { &*codes },
@@ -142,7 +148,7 @@ unsafe fn tile_portable<
     rows: &[u32],
     sums: &mut [[f32; PANEL]],
 ) {
-    let at = Rows::<R>::at(p, rows, chunk.first);
+    let at = Rows::<R>::at(p, &rows[..R], chunk.index);
     for (r, sums) in sums.iter_mut().enumerate() {
         let mut whole = [0.0f32; PANEL];
         for (g, codes) in chunk.codes.chunks_exact(QUADS * 64).enumerate() {
@@ -173,8 +179,8 @@ unsafe fn tile_portable<
                 for (pair, mins) in chunk.mins.iter().enumerate() {
                     // SAFETY: a chunk has four starts.
                     let two = unsafe { *at.starts[r].add(pair) };
-                    acc += i32::from(mins[i][0]) * i32::from(two as i16)
-                        + i32::from(mins[i][1]) * (two >> 16);
+                    acc +=
+                        i32::from(mins[i][0]) * i32::from(two as i16) + i32::from(mins[i][1]) * (two >> 16);
                 }
                 whole[i] -= acc as f32 * chunk.min_scale[i];
             }
@@ -191,7 +197,7 @@ unsafe fn tile_portable<
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{CHUNK, Chunk, Format, PANEL, Panel, Rows, Unpacked, unpack};
+    use super::{CHUNK, Chunk, Format, PANEL, Panel, Rows, Unpacked, prefetch, unpack};
     use std::arch::x86_64::*;
 
     /// # Safety
@@ -226,7 +232,7 @@ mod x86 {
         rows: &[u32],
         sums: &mut [[f32; PANEL]],
     ) {
-        let at = Rows::<R>::at(p, rows, chunk.first);
+        let at = Rows::<R>::at(p, &rows[..R], chunk.index);
         // SAFETY: the rows have `len` elements, and starts and scales for their groups; prefetches may go anywhere.
         unsafe {
             let codes = chunk.codes.as_ptr();
@@ -321,7 +327,7 @@ mod x86 {
         rows: &[u32],
         sums: &mut [[f32; PANEL]],
     ) {
-        let at = Rows::<R>::at(p, rows, chunk.first);
+        let at = Rows::<R>::at(p, &rows[..R], chunk.index);
         // SAFETY: as in `tile_avx512`.
         unsafe {
             let ones = _mm256_set1_epi16(1);

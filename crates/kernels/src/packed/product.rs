@@ -57,16 +57,10 @@ impl<'a> Pair<'a> {
 }
 
 /// The sums of `rows` of the activations with a pair of panels, into `space.sums`. `ahead` is what the thread will need next.
-pub(super) fn sums(
-    level: Level,
-    pair: Pair,
-    ahead: Option<Pair>,
-    a: View,
-    rows: &[u32],
-    space: &mut Space,
-) {
+pub(super) fn sums(level: Level, pair: Pair, ahead: Option<Pair>, a: View, rows: &[u32], space: &mut Space) {
     let (w, _) = pair.first;
-    assert!(rows.len() <= ROWS && w.k == a.k, "{} rows of {} elements", rows.len(), a.k);
+    assert!(rows.len() <= ROWS && w.k == a.k(), "{} rows of {} elements", rows.len(), a.k());
+    assert!(rows.iter().all(|row| (*row as usize) < a.rows()), "rows of {}", a.rows());
     if w.format.is_coded() {
         let each = [Some(pair.first), pair.second];
         for ((w, index), sums) in each.into_iter().flatten().zip(&mut space.sums) {
@@ -76,7 +70,8 @@ pub(super) fn sums(
         return;
     }
     space.rows.clear();
-    space.rows.extend(rows.iter().map(|row| a.row(*row as usize)));
+    space.rows.extend(rows.iter().map(|row| a.elements(0, *row as usize)));
+    a.check(level, w.format);
     let tiles = rows.len().div_ceil(floats::height(level)).max(1);
     let (low, more) = (rows.len() / tiles, rows.len() % tiles);
     let mut found = [[[0.0; PANEL]; MOST]; 2];
@@ -96,6 +91,7 @@ pub(super) fn sums(
             panels,
             single: pair.second.is_none(),
             rows: &space.rows[first..][..height],
+            chunk_stride: a.chunk_stride(),
             ahead,
         };
         // SAFETY: rows of activations that were made for this format, with `k` elements.
@@ -152,10 +148,8 @@ pub fn linear(level: Level, product: Linear) {
             }
         }
     }
-    let starts: Vec<usize> = weights
-        .iter()
-        .scan(0, |sum, w| Some(std::mem::replace(sum, *sum + w.n)))
-        .collect();
+    let starts: Vec<usize> =
+        weights.iter().scan(0, |sum, w| Some(std::mem::replace(sum, *sum + w.n))).collect();
     let pair = |part: usize, panel: usize, end: usize| Pair::of(weights[part], panel, end);
     let shared = Shared::new(y);
     pool::for_each_ahead(tasks.len(), |index, next| {
@@ -176,17 +170,26 @@ pub fn linear(level: Level, product: Linear) {
                         let start = row * width + starts[task.part] + (panel + v) * PANEL;
                         // SAFETY: a row's columns of a panel are one task's.
                         let to = unsafe { shared.part(start, columns) };
-                        let from = &space.sums[v][i][..columns];
+                        let from = &space.sums[v][i];
                         if accumulate {
                             to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
                         } else {
-                            to.copy_from_slice(from);
+                            copy(from, to);
                         }
                     }
                 }
             }
         });
     });
+}
+
+/// Writes the columns of a row; a copy of a length that the compiler knows is one instruction.
+#[inline]
+pub(super) fn copy(from: &[f32; PANEL], to: &mut [f32]) {
+    match to.as_chunks_mut::<PANEL>() {
+        ([whole], []) => *whole = *from,
+        _ => to.copy_from_slice(&from[..to.len()]),
+    }
 }
 
 /// The same rows in the forms of several formats.

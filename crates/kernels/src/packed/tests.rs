@@ -139,7 +139,8 @@ fn a_row_has_the_bits_that_it_has_alone_on_any_threads() {
             // Side by side and apart, written and added.
             let mut y = vec![1.0; 300 * 31];
             linear(level, Linear { x: &x, weights: &weights[1..], y: &mut y, accumulate: true });
-            let sum: Vec<f32> = all.chunks_exact(81).flat_map(|row| row[50..].iter().map(|x| 1.0 + x)).collect();
+            let sum: Vec<f32> =
+                all.chunks_exact(81).flat_map(|row| row[50..].iter().map(|x| 1.0 + x)).collect();
             assert_eq!(bits(&y), bits(&sum), "{format:?} {level:?}");
         }
     }
@@ -148,7 +149,9 @@ fn a_row_has_the_bits_that_it_has_alone_on_any_threads() {
 #[test]
 fn bf16_is_rounded_to_nearest_and_what_is_not_finite_stays_so() {
     let w = Weight::random(&mut Random(4), Format::Q8_0, 16, 64);
-    for format in [Format::F32, Format::Bf16, Format::Q8_0, Format::Q4_0, Format::Mxfp4, Format::Q4K, Format::Q6K] {
+    for format in
+        [Format::F32, Format::Bf16, Format::Q8_0, Format::Q4_0, Format::Mxfp4, Format::Q4K, Format::Q6K]
+    {
         let k = 256;
         let w = Weight::random(&mut Random(5), format, 16, k);
         for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -190,7 +193,12 @@ impl Layer {
                 ]
             })
             .collect();
-        Self { shape, experts, up_bias: random.vec(count * shape.pre(), 0.5), down_bias: random.vec(count * h, 0.5) }
+        Self {
+            shape,
+            experts,
+            up_bias: random.vec(count * shape.pre(), 0.5),
+            down_bias: random.vec(count * h, 0.5),
+        }
     }
 
     fn run(&self, level: Level, d: &Dispatch, x: &[f32], biases: bool, weights: Option<&[f32]>) -> Vec<f32> {
@@ -212,11 +220,21 @@ impl Layer {
         y
     }
 
-    fn reference(&self, picks: &[u32], slots: usize, x: &[f32], biases: bool, weights: Option<&[f32]>) -> Vec<f64> {
+    fn reference(
+        &self,
+        picks: &[u32],
+        slots: usize,
+        x: &[f32],
+        biases: bool,
+        weights: Option<&[f32]>,
+    ) -> Vec<f64> {
         let s = self.shape;
         let (h, i, bias) = (s.hidden, s.intermediate, f64::from(u8::from(biases)));
         let product = |w: &Weight, x: &[f64]| -> Vec<f64> {
-            w.values.chunks_exact(w.k).map(|w| w.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum()).collect()
+            w.values
+                .chunks_exact(w.k)
+                .map(|w| w.iter().zip(x).map(|(w, x)| f64::from(*w) * x).sum())
+                .collect()
         };
         let mut y = vec![0.0; x.len()];
         for (slot, pick) in picks.iter().enumerate().filter(|(_, pick)| **pick != EMPTY) {

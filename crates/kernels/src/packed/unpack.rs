@@ -49,9 +49,7 @@ pub(super) fn unpack<'a>(
         }
         Format::Q4_0 => {
             let (codes, scales) = chunk.split_at(len * PANEL / 2);
-            for (codes, to) in
-                codes.as_chunks::<256>().0.iter().zip(to.codes.as_chunks_mut::<512>().0)
-            {
+            for (codes, to) in codes.as_chunks::<256>().0.iter().zip(to.codes.as_chunks_mut::<512>().0) {
                 for i in 0..256 {
                     to[i] = codes[i] & 15;
                     to[i + 256] = codes[i] >> 4;
@@ -63,9 +61,7 @@ pub(super) fn unpack<'a>(
         }
         Format::Mxfp4 => {
             let (codes, scales) = chunk.split_at(len * PANEL / 2);
-            for (codes, to) in
-                codes.as_chunks::<256>().0.iter().zip(to.codes.as_chunks_mut::<512>().0)
-            {
+            for (codes, to) in codes.as_chunks::<256>().0.iter().zip(to.codes.as_chunks_mut::<512>().0) {
                 for i in 0..256 {
                     to[i] = twice_and_twelve(codes[i] & 15);
                     to[i + 256] = twice_and_twelve(codes[i] >> 4);
@@ -82,8 +78,7 @@ pub(super) fn unpack<'a>(
         Format::Q4K => {
             let (codes, rest) = chunk.split_at(2048);
             let (packed, halves) = rest.split_at(192);
-            for (codes, to) in codes.as_chunks::<512>().0.iter().zip(to.codes.as_chunks_mut::<1024>().0)
-            {
+            for (codes, to) in codes.as_chunks::<512>().0.iter().zip(to.codes.as_chunks_mut::<1024>().0) {
                 for i in 0..512 {
                     to[i] = codes[i] & 15;
                     to[i + 512] = codes[i] >> 4;
