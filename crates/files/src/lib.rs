@@ -3,9 +3,11 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod map;
+mod memory;
 mod write;
 
-pub use map::{Mapped, map};
+pub use map::{Mapped, Pages, Region, map};
+pub use memory::available_memory;
 pub use write::{is_file, write_whole};
 
 use std::path::PathBuf;

@@ -1,6 +1,6 @@
 //! What the machine can do at best, measured: the floors that timings are held against.
 
-use crate::simd::Level;
+use crate::simd::{Dots, Level};
 use std::hint::black_box;
 use std::sync::Barrier;
 use std::time::Instant;
@@ -10,6 +10,85 @@ use std::time::Instant;
 pub fn f32_flops(level: Level, threads: usize) -> f64 {
     const STEPS: usize = 40_000_000;
     together(threads, || multiply_adds(level.min(Level::detected()), STEPS))
+}
+
+/// Operations per second of dot products of pairs of bf16 (each pair counts as four), as [`f32_flops`]; of f32 where the level has
+/// none.
+pub fn bf16_flops(level: Level, threads: usize) -> f64 {
+    const STEPS: usize = 40_000_000;
+    let level = level.min(Level::detected());
+    match Dots::of(level).bf16 {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the machine has the instructions.
+        true => together(threads, || unsafe { bf16_dots(STEPS) }),
+        _ => f32_flops(level, threads),
+    }
+}
+
+/// Operations per second of dot products of quads of 8 bits (each quad counts as eight), as [`f32_flops`].
+pub fn int8_ops(level: Level, threads: usize) -> f64 {
+    const STEPS: usize = 40_000_000;
+    let level = level.min(Level::detected());
+    #[cfg(target_arch = "x86_64")]
+    if Dots::of(level).int8 {
+        // SAFETY: the machine has the instructions.
+        return together(threads, || unsafe { int8_dots(STEPS) });
+    }
+    #[cfg(target_arch = "x86_64")]
+    if level >= Level::Avx2 {
+        // SAFETY: as above.
+        return together(threads, || unsafe { int8_pairs(STEPS) });
+    }
+    f32_flops(level, threads)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn bf16_dots(steps: usize) -> f64 {
+    use std::arch::x86_64::*;
+    let x = black_box(_mm512_set1_epi16(0x3f80));
+    // SAFETY: both are 512 bits that may have any value.
+    let x = unsafe { std::mem::transmute::<__m512i, __m512bh>(x) };
+    let mut sums = [_mm512_setzero_ps(); 12];
+    for _ in 0..steps {
+        for sum in &mut sums {
+            *sum = _mm512_dpbf16_ps(*sum, x, x);
+        }
+    }
+    black_box(sums);
+    (steps * 12 * 64) as f64
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn int8_dots(steps: usize) -> f64 {
+    use std::arch::x86_64::*;
+    let x = black_box(_mm512_set1_epi8(3));
+    let mut sums = [_mm512_setzero_si512(); 12];
+    for _ in 0..steps {
+        for sum in &mut sums {
+            *sum = _mm512_dpbusd_epi32(*sum, x, x);
+        }
+    }
+    black_box(sums);
+    (steps * 12 * 128) as f64
+}
+
+/// Products of bytes joined in 16 bits and then in 32, as AVX2 has them.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn int8_pairs(steps: usize) -> f64 {
+    use std::arch::x86_64::*;
+    let (x, ones) = (black_box(_mm256_set1_epi8(3)), black_box(_mm256_set1_epi16(1)));
+    let mut sums = [_mm256_setzero_si256(); 8];
+    for _ in 0..steps {
+        for sum in &mut sums {
+            let pairs = _mm256_maddubs_epi16(x, black_box(x));
+            *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pairs, ones));
+        }
+    }
+    black_box(sums);
+    (steps * 8 * 64) as f64
 }
 
 /// Bytes per second read from main memory by `threads` threads, each from its own part of `bytes` bytes.
@@ -119,6 +198,7 @@ mod tests {
     fn every_level_gives_a_figure() {
         for level in Level::available() {
             assert!(f32_flops(level, 1) > 1e7, "{level:?}");
+            assert!(bf16_flops(level, 1) > 1e7 && int8_ops(level, 1) > 1e7, "{level:?}");
         }
         assert!(read_bandwidth(2, 1 << 24) > 1e6);
     }

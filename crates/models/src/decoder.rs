@@ -2,6 +2,7 @@
 
 use crate::error::ModelError;
 use crate::ops::{self, AttentionBlock, LatentBlock, LossTerms, Norm, Residual};
+use crate::packing::{Packing, Packings};
 use crate::params::{ParamDef, ParamKind, param_defs};
 use crate::rope::Rotations;
 use crate::spec::{FfnSpec, MlpSpec, ModelSpec, NormKind, NormPlace, QkNorm};
@@ -9,7 +10,7 @@ use candle_core::{Device, Tensor};
 use senmon_kernels::expert_mlp::Shape;
 use senmon_kernels::rotary::Rope;
 use senmon_moe::layer::{MoeParams, Wants, extra_defs};
-use senmon_moe::{Ctx, MoeLayer, Param, Routing, RoutingObserver, SelectionBias, Stored};
+use senmon_moe::{Ctx, MoeLayer, PackedWeight, Param, Routing, RoutingObserver, SelectionBias, Stored};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -35,6 +36,8 @@ pub enum Weight {
     Values(Vec<f32>),
     /// Matrices as they are stored; only matrices that are multiplied or looked up in.
     Stored(Stored),
+    /// Matrices that are only multiplied, packed.
+    Packed(PackedWeight),
 }
 
 impl Weight {
@@ -44,6 +47,7 @@ impl Weight {
             Weight::Values(values) if values.len() == def.len() => def.shape.clone(),
             Weight::Values(values) => vec![values.len()],
             Weight::Stored(stored) => stored.shape().to_vec(),
+            Weight::Packed(packed) => packed.shape().to_vec(),
         };
         if found != def.shape {
             let what = format!("{} has shape {found:?}, expected {:?}", def.name, def.shape);
@@ -51,6 +55,7 @@ impl Weight {
         }
         Ok(match self {
             Weight::Stored(stored) => Param::stored(&def.name, stored),
+            Weight::Packed(packed) => Param::packed(&def.name, packed),
             Weight::Values(values) => {
                 Param::new(&def.name, Tensor::from_vec(values, def.shape.as_slice(), &Device::Cpu)?)
             }
@@ -118,15 +123,33 @@ pub type LayerRouting = (usize, Routing);
 impl Decoder {
     /// A decoder from the values of [`param_defs`], in their order; `trainable` gives each a sink for its gradient.
     pub fn new(spec: &ModelSpec, values: Vec<Vec<f32>>, trainable: bool) -> Result<Self> {
-        Self::build(spec, values.into_iter().map(Weight::Values).collect(), trainable)
+        Self::build(spec, values.into_iter().map(Weight::Values).collect(), None, trainable)
     }
 
     /// A decoder that runs with weights as they are stored.
     pub fn run(spec: &ModelSpec, weights: Vec<Weight>) -> Result<Self> {
-        Self::build(spec, weights, false)
+        Self::build(spec, weights, None, false)
     }
 
-    fn build(spec: &ModelSpec, values: Vec<Weight>, trainable: bool) -> Result<Self> {
+    /// A decoder whose weights are packed first, as far as they can be, if it is wanted.
+    pub fn run_as(spec: &ModelSpec, weights: Vec<Weight>, packing: Packing) -> Result<Self> {
+        let to = match packing {
+            Packing::Exact => return Self::run(spec, weights),
+            Packing::Packed => None,
+            Packing::Coded(to) => Some(to),
+        };
+        spec.validate()?;
+        let (weights, head) = Packings::plan(spec, &weights, to).pack(spec, weights)?;
+        Self::build(spec, weights, head, false)
+    }
+
+    /// `head`: what a tied head multiplies with instead of the embedding.
+    fn build(
+        spec: &ModelSpec,
+        values: Vec<Weight>,
+        head: Option<PackedWeight>,
+        trainable: bool,
+    ) -> Result<Self> {
         spec.validate()?;
         if trainable && let Some(part) = untrained(spec) {
             return Err(ModelError::Option { what: format!("a model with {part} can be run, not trained") });
@@ -248,7 +271,11 @@ impl Decoder {
             layers.push(Layer { attention, residual: residual(&name("ffn_norm"))?, ffn });
         }
         let embed = get("embed")?;
-        let head = if spec.tie_embeddings { embed.clone() } else { get("head")? };
+        let head = match head {
+            Some(head) => Param::packed("head", head),
+            None if spec.tie_embeddings => embed.clone(),
+            None => get("head")?,
+        };
         let (final_norm, head_bias) = (norm("final_norm")?, optional("head_bias"));
         Ok(Self { spec: spec.clone(), slots, embed, layers, final_norm, head, head_bias, rotations })
     }

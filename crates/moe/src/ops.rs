@@ -13,12 +13,13 @@ use senmon_kernels::dispatch::Dispatch;
 use senmon_kernels::elements::Matrix;
 use senmon_kernels::expert_mlp::{self, Shape};
 use senmon_kernels::gemm::{self, Operand, Product, View};
+use senmon_kernels::packed::{self, Expert, MlpBiases};
 use senmon_kernels::simd::Level;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// `y` \[.., O\] = `x` \[.., I\] · `w`ᵀ, with `w` \[O, I\].
 pub fn linear(x: &Tensor, w: &Param) -> Result<Tensor> {
-    if w.as_stored().is_some() {
+    if w.as_stored().is_some() || w.as_packed().is_some() {
         let (&[.., inputs], &[outputs, cols]) = (x.dims(), w.dims()) else { bail!("linear: {:?}", w.dims()) };
         if inputs != cols {
             bail!("linear: x {:?} does not fit {} {:?}", x.shape(), w.name(), w.dims());
@@ -46,6 +47,10 @@ pub fn product_into(x: &[f32], w: &Param, y: &mut [f32], accumulate: bool) -> Re
     if x.len() != rows * inputs || y.len() != rows * outputs {
         bail!("{}: {} inputs and {} outputs do not fit {:?}", w.name(), x.len(), y.len(), w.dims());
     }
+    if let Some(w) = w.as_packed() {
+        packed::linear(Level::current(), packed::Linear { x, weights: &w.matrices(), y, accumulate });
+        return Ok(());
+    }
     w.matrices(|parts| {
         let mut c_start = 0;
         let products: Vec<Product> = parts
@@ -70,6 +75,63 @@ pub fn product_into(x: &[f32], w: &Param, y: &mut [f32], accumulate: bool) -> Re
             .collect();
         gemm::run_all(Level::current(), &products, y, |_: gemm::Tile| {});
     })
+}
+
+/// The MLPs of experts: `y` \[T, H\] from `x` \[T, H\], `up` \[E, P, H\], `down` \[E, H, I\], biases \[E, P\] and \[E, H\], which have no
+/// gradients, and `weights` \[T, K\] (none: all 1).
+pub fn experts(
+    x: &Tensor,
+    up: &Param,
+    down: &Param,
+    biases: Option<&(Param, Param)>,
+    weights: Option<&Tensor>,
+    dispatch: &Arc<Dispatch>,
+    shape: Shape,
+) -> Result<Tensor> {
+    if let (Some(up_packed), Some(down_packed)) = (up.as_packed(), down.as_packed()) {
+        let (d, s) = (dispatch, shape);
+        let slots = weights.map_or(d.tokens * d.slots, Tensor::elem_count);
+        if !fits(up, &[d.experts(), s.pre(), s.hidden])
+            || !fits(down, &[d.experts(), s.hidden, s.intermediate])
+            || x.elem_count() != d.tokens * s.hidden
+            || slots != d.tokens * d.slots
+        {
+            bail!(
+                "experts: x {:?}, {} {:?} and {} do not fit {s:?}",
+                x.shape(),
+                up.name(),
+                up.dims(),
+                down.name()
+            );
+        }
+        let (up, down) = (up_packed.matrices(), down_packed.matrices());
+        let halves = 1 + usize::from(s.gated);
+        let experts: Vec<Expert> = up
+            .chunks_exact(halves)
+            .zip(down)
+            .map(|(up, down)| Expert { gate: s.gated.then(|| up[0]), up: up[halves - 1], down })
+            .collect();
+        let mut y = Buffer::stale(d.tokens * s.hidden).into_vec();
+        let mut run = |x: &[f32], weights: Option<&[f32]>| {
+            let (up, down) = (biases.map(|b| &b.0), biases.map(|b| &b.1));
+            read_optional(up, d.experts() * s.pre(), |up| {
+                read_optional(down, d.experts() * s.hidden, |down| {
+                    let biases = MlpBiases { up, down };
+                    packed::mlp(Level::current(), d, s, x, &experts, biases, weights, &mut y);
+                })
+            })?
+        };
+        match weights {
+            None => read(&x.contiguous()?, |x| run(x, None))??,
+            Some(weights) => read2(&x.contiguous()?, &weights.contiguous()?, |x, g| run(x, Some(g)))??,
+        }
+        return own(y, (d.tokens, s.hidden));
+    }
+    let a = gated_up(x, up, biases.map(|b| &b.0), dispatch, shape)?;
+    match weights {
+        Some(weights) => down_combine(&a, down, biases.map(|b| &b.1), weights, dispatch, shape),
+        None => self::down(&a, down, biases.map(|b| &b.1), dispatch, shape),
+    }
 }
 
 /// `a` \[N, I\] from `x` \[T, H\], `w` \[E, P, H\] and `bias` \[E, P\]: for each row of the dispatch, act(gate) · up. A bias has no
@@ -182,8 +244,7 @@ pub fn biased_mlp(
 ) -> Result<Tensor> {
     let tokens = x.elem_count() / shape.hidden.max(1);
     let dispatch = Arc::new(Dispatch::whole(tokens));
-    let a = gated_up(x, w_up, biases.map(|b| &b.0), &dispatch, shape)?;
-    down(&a, w_down, biases.map(|b| &b.1), &dispatch, shape)?.reshape(x.shape())
+    experts(x, w_up, w_down, biases, None, &dispatch, shape)?.reshape(x.shape())
 }
 
 /// Adds a weight's gradient: into its sink, or else into zeros that are returned when the weight is tracked.

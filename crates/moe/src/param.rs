@@ -5,6 +5,7 @@
 //! training: it also serves accumulation over micro-batches. A parameter without one is an ordinary tensor whose
 //! gradient comes back from `backward`.
 
+use crate::packed::PackedWeight;
 use crate::stored::Stored;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, Var, bail};
 use senmon_kernels::elements::Matrix;
@@ -22,6 +23,7 @@ pub struct Param {
 enum Values {
     Tensor(Tensor),
     Stored(Arc<Stored>),
+    Packed(Arc<PackedWeight>),
 }
 
 impl Param {
@@ -33,6 +35,11 @@ impl Param {
     /// A weight as it is stored: frozen.
     pub fn stored(name: &str, stored: Stored) -> Self {
         Self { name: name.into(), values: Values::Stored(Arc::new(stored)), sink: None }
+    }
+
+    /// A packed weight: frozen.
+    pub fn packed(name: &str, packed: PackedWeight) -> Self {
+        Self { name: name.into(), values: Values::Packed(Arc::new(packed)), sink: None }
     }
 
     /// A variable that starts from `values` and has a sink of zeros.
@@ -47,11 +54,12 @@ impl Param {
         &self.name
     }
 
-    /// The values; those of a stored weight are decoded at the first call and kept.
+    /// The values; those of a stored or packed weight are decoded at the first call and kept.
     pub fn tensor(&self) -> &Tensor {
         match &self.values {
             Values::Tensor(tensor) => tensor,
             Values::Stored(stored) => stored.tensor(),
+            Values::Packed(packed) => packed.tensor(),
         }
     }
 
@@ -60,14 +68,23 @@ impl Param {
         match &self.values {
             Values::Tensor(tensor) => tensor.dims(),
             Values::Stored(stored) => stored.shape(),
+            Values::Packed(packed) => packed.shape(),
         }
     }
 
     /// The weight as it is stored, unless it is a tensor.
     pub fn as_stored(&self) -> Option<&Stored> {
         match &self.values {
-            Values::Tensor(_) => None,
+            Values::Tensor(_) | Values::Packed(_) => None,
             Values::Stored(stored) => Some(stored),
+        }
+    }
+
+    /// The packed weight, if it is one.
+    pub fn as_packed(&self) -> Option<&PackedWeight> {
+        match &self.values {
+            Values::Packed(packed) => Some(packed),
+            _ => None,
         }
     }
 
@@ -75,7 +92,8 @@ impl Param {
     pub fn matrices<T>(&self, f: impl FnOnce(&[Matrix]) -> T) -> Result<T> {
         match &self.values {
             Values::Stored(stored) => Ok(f(&stored.matrices())),
-            Values::Tensor(tensor) => {
+            Values::Tensor(_) | Values::Packed(_) => {
+                let tensor = self.tensor();
                 let dims = tensor.dims();
                 let [.., rows, cols] = dims else { bail!("{}: {dims:?} is no matrix", self.name) };
                 crate::tensor::read(tensor, |values| f(&Matrix::each(values, *rows, *cols)))
@@ -106,7 +124,7 @@ impl Param {
                 Ok(())
             }
         }
-        let Values::Tensor(tensor) = &self.values else { bail!("{}: a stored weight is frozen", self.name) };
+        let Values::Tensor(tensor) = &self.values else { bail!("{}: such a weight is frozen", self.name) };
         tensor.inplace_op1(&Update(std::cell::Cell::new(Some(change))))
     }
 

@@ -2,13 +2,14 @@
 
 use crate::error::{MoeError, Result};
 use candle_core::{Device, Tensor};
+use senmon_files::Region;
 use senmon_kernels::elements::{ElementType, Matrix};
 use std::fmt;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 /// Bytes that several weights lie in: a file that is mapped, or memory.
-pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+pub type Bytes = Arc<dyn Region>;
 
 /// A matrix \[rows, cols\] among some bytes.
 #[derive(Clone)]

@@ -1,9 +1,15 @@
 //! The command line.
 
+use crate::failure::Failure;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use senmon_files::available_memory;
+use senmon_kernels::blocks::{ElementType, can_quantize};
 use senmon_models::audit::Audit;
 use senmon_models::checkpoint::{self, Opened};
+use senmon_models::decoder::{Decoder, Weight};
+use senmon_models::packing::{Packing, Packings};
+use senmon_models::spec::ModelSpec;
 use std::path::PathBuf;
 
 /// Trains, runs and explains Mixture-of-Experts language models on ordinary CPUs.
@@ -54,6 +60,7 @@ pub enum Command {
         after_help = "\
 Examples:
   senmon bench layer --experts 8,64
+  senmon bench generate --shape olmoe-1b-7b --layers 4 --vocab 4096
   senmon bench train --threads 2 --json"
     )]
     Bench(Bench),
@@ -268,6 +275,9 @@ pub struct TextArgs {
     /// Experts that each token uses, instead of the model's own number
     #[arg(long, value_name = "K")]
     pub experts_per_token: Option<usize>,
+    /// How products are made.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
 }
 
 /// Whether the experts of tokens are shown.
@@ -447,6 +457,105 @@ pub enum Bench {
     /// Training steps of a whole model, beside a dense twin and the machine's peak
     #[command(after_help = "Example:\n  senmon bench train --threads 2 --json")]
     Train(BenchTrainArgs),
+    /// A prompt at once and tokens one by one, of a model or of a random one of a known shape, beside bandwidth and peak
+    #[command(after_help = "\
+Examples:
+  senmon bench generate runs/first
+  senmon bench generate --shape olmoe-1b-7b --layers 4 --vocab 4096 --quantize q4_k --batch 1,8,32")]
+    Generate(BenchGenerateArgs),
+}
+
+/// `bench generate`.
+#[derive(Clone, Debug, Args)]
+pub struct BenchGenerateArgs {
+    /// A folder or a .gguf file
+    pub model: Option<PathBuf>,
+    /// Instead of a model: random weights in the shape of olmoe-1b-7b, mixtral-8x7b, mixtral-2k (H 2048, I 4096) or
+    /// qwen3-30b-a3b, in bf16 or the type of --quantize
+    #[arg(long, value_name = "NAME")]
+    pub shape: Option<String>,
+    /// Layers of the shape [default: its own]
+    #[arg(long, value_name = "N", requires = "shape")]
+    pub layers: Option<usize>,
+    /// Vocabulary of the shape [default: its own]
+    #[arg(long, value_name = "N", requires = "shape")]
+    pub vocab: Option<usize>,
+    /// How products are made.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+    /// Tokens of the prompt
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub prompt: usize,
+    /// Tokens that are made one by one
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub tokens: usize,
+    /// Sequences that tokens are made for at once, each number measured
+    #[arg(long, value_delimiter = ',', default_values_t = [1])]
+    pub batch: Vec<usize>,
+    /// Runs of each
+    #[arg(long, default_value_t = 5)]
+    pub runs: usize,
+    /// Shared flags.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// How products with a model's weights are made.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ComputeArgs {
+    /// Code weights that are wider to this type when they are loaded: q8_0, q6_k, q4_k, q4_0 or mxfp4
+    #[arg(long, value_name = "TYPE", value_parser = coded_type)]
+    pub quantize: Option<ElementType>,
+    /// Multiply in f32 with weights as they are stored: slower; the reference, and for models larger than memory
+    #[arg(long, conflicts_with = "quantize")]
+    pub exact: bool,
+}
+
+/// A type that weights can be coded to at load.
+fn coded_type(text: &str) -> Result<ElementType, String> {
+    let types = ElementType::ALL.into_iter().filter(|ty| ty.block_len() > 1 && can_quantize(*ty));
+    let found = ElementType::from_name(text).filter(|ty| types.clone().any(|one| one == *ty));
+    found.ok_or_else(|| {
+        let names: Vec<String> = types.map(|ty| ty.name().to_lowercase()).collect();
+        format!("expected one of {}", names.join(", "))
+    })
+}
+
+impl ComputeArgs {
+    /// The type of `--quantize`.
+    pub fn coded(&self) -> Option<ElementType> {
+        self.quantize
+    }
+
+    /// A decoder of these weights that multiplies so. A model that would not fit into memory packed runs as it is stored, and that is
+    /// said.
+    pub fn decoder(&self, spec: &ModelSpec, weights: Vec<Weight>) -> crate::failure::Result<Decoder> {
+        if self.exact {
+            return Ok(Decoder::run(spec, weights)?);
+        }
+        let needed = Packings::plan(spec, &weights, self.quantize).bytes;
+        // What else is needed, caches and activations, is small beside weights.
+        if let Some(free) = available_memory().filter(|free| needed > free / 10 * 9) {
+            let gb = |bytes: u64| bytes as f64 / 1e9;
+            if let Some(ty) = self.quantize {
+                return Err(Failure::mistake(format!(
+                    "--quantize {}: the weights would take {:.1} GB, {:.1} GB of memory are free",
+                    ty.name().to_lowercase(),
+                    gb(needed),
+                    gb(free)
+                )));
+            }
+            eprintln!(
+                "{:.1} GB of weights do not fit into {:.1} GB of free memory: they are used where they lie in the files, which is \
+                 slower (--quantize q4_k takes less)",
+                gb(needed),
+                gb(free)
+            );
+            return Ok(Decoder::run(spec, weights)?);
+        }
+        let packing = self.quantize.map_or(Packing::Packed, Packing::Coded);
+        Ok(Decoder::run_as(spec, weights, packing)?)
+    }
 }
 
 /// `bench layer`.

@@ -44,7 +44,7 @@ impl Layout {
             Form::Bits8 => 1,
         };
         let (scales, starts) = match format {
-            Format::F32 | Format::Bf16 => (0, 0),
+            Format::F32 | Format::F16 | Format::Bf16 => (0, 0),
             Format::Q8_0 | Format::Q4_0 | Format::Mxfp4 => (8, 8),
             Format::Q4K => (1, 4),
             Format::Q6K => (1, 16),
@@ -69,7 +69,7 @@ pub(super) enum Form {
 
 pub(super) fn form(level: Level, format: Format) -> Form {
     match format {
-        Format::F32 => Form::F32,
+        Format::F32 | Format::F16 => Form::F32,
         Format::Bf16 if Dots::of(level).bf16 => Form::Bf16,
         Format::Bf16 => Form::Rounded,
         _ => Form::Bits8,
@@ -230,8 +230,8 @@ impl<'a> Shares<'a> {
                     // SAFETY: the chunk has 256 elements of four bytes, aligned as a u64.
                     let to = unsafe { std::slice::from_raw_parts_mut(bytes.cast::<f32>(), x.len()) };
                     match format {
-                        Format::F32 => to.copy_from_slice(x),
-                        _ => round(level, x, to),
+                        Format::Bf16 => round(level, x, to),
+                        _ => to.copy_from_slice(x),
                     }
                 }
                 Form::Bf16 => {

@@ -1,6 +1,7 @@
 //! Tiles of products with f32 and bf16 panels: a few rows of activations against one or two panels over the whole of k.
 
 use super::activations::{Form, form};
+use super::pack::halves;
 use super::{CHUNK, Format, PANEL};
 use crate::simd::Level;
 
@@ -63,7 +64,12 @@ pub(super) unsafe fn tile(level: Level, t: &Tile, sums: &mut [[[f32; PANEL]; MOS
             }
         };
     }
+    let half = t.format == Format::F16;
     match (level, form(level, t.format)) {
+        #[cfg(target_arch = "x86_64")]
+        (Level::Avx512, Form::F32) if half => by_rows!(f16_avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        #[cfg(target_arch = "x86_64")]
+        (Level::Avx2, Form::F32) if half => by_rows!(f16_avx2, 1 2 3 4 5 6),
         #[cfg(target_arch = "x86_64")]
         (_, Form::Bf16) => by_rows!(bf16_avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
         #[cfg(target_arch = "x86_64")]
@@ -83,13 +89,19 @@ pub(super) unsafe fn tile(level: Level, t: &Tile, sums: &mut [[[f32; PANEL]; MOS
 unsafe fn f32_portable<const R: usize, const V: usize>(t: &Tile, sums: &mut [[[f32; PANEL]; MOST]; 2]) {
     for v in 0..V {
         let mut sum = [[0.0f32; PANEL]; R];
-        for (p, line) in t.panels[v].as_chunks::<64>().0.iter().take(t.k).enumerate() {
+        for p in 0..t.k {
+            let mut line = [0.0; PANEL];
+            match t.format {
+                Format::F16 => halves(&t.panels[v].as_chunks::<32>().0[p], &mut line),
+                _ => {
+                    let words = t.panels[v][64 * p..][..64].as_chunks::<4>().0;
+                    line.iter_mut().zip(words).for_each(|(w, bytes)| *w = f32::from_le_bytes(*bytes));
+                }
+            }
             for (r, sum) in sum.iter_mut().enumerate() {
                 // SAFETY: the row has `k` elements, by the caller's promise.
                 let x = unsafe { t.element(r, p) };
-                for (s, w) in sum.iter_mut().zip(line.as_chunks::<4>().0) {
-                    *s += x * f32::from_le_bytes(*w);
-                }
+                sum.iter_mut().zip(&line).for_each(|(s, w)| *s += x * w);
             }
         }
         sums[v][..R].copy_from_slice(&sum);
@@ -116,7 +128,7 @@ unsafe fn rounded_portable<const R: usize, const V: usize>(t: &Tile, sums: &mut 
 }
 
 #[cfg(target_arch = "x86_64")]
-use x86::{bf16_avx512, f32_avx2, f32_avx512, rounded_avx2, rounded_avx512};
+use x86::{bf16_avx512, f16_avx2, f16_avx512, f32_avx2, f32_avx512, rounded_avx2, rounded_avx512};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -181,44 +193,66 @@ mod x86 {
         }
     }
 
-    /// # Safety
-    /// As [`bf16_avx512`].
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub(super) unsafe fn f32_avx512<const R: usize, const V: usize>(t: &Tile, sums: &mut Sums) {
-        // SAFETY: as in `bf16_avx512`.
-        unsafe {
-            let panels = t.panels.map(<[u8]>::as_ptr);
-            let mut sum = [[_mm512_setzero_ps(); V]; R];
-            for first in (0..t.k).step_by(CHUNK) {
-                let stride = first / CHUNK * t.chunk_stride;
-                let rows: [*const f32; R] =
-                    std::array::from_fn(|r| t.rows[r].wrapping_add(stride).cast::<f32>());
-                for p in first..t.k.min(first + CHUNK) {
-                    let mut w = [_mm512_setzero_ps(); V];
-                    for v in 0..V {
-                        let at = panels[v].add(64 * p);
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                        w[v] = _mm512_loadu_ps(at.cast());
-                    }
-                    _mm_prefetch::<_MM_HINT_T1>(t.ahead.wrapping_add(64 * p).cast());
-                    for r in 0..R {
-                        let x = _mm512_set1_ps(*rows[r].add(p - first));
-                        for v in 0..V {
-                            sum[r][v] = _mm512_fmadd_ps(x, w[v], sum[r][v]);
-                        }
-                    }
-                }
-            }
-            store(&sum, sums);
+    /// How a line of a panel lies in memory: single precision, half, or one of each pair of bf16.
+    const F32: u8 = 0;
+    const F16: u8 = 1;
+    const PAIRS: u8 = 2;
+
+    /// Bytes of a panel up to element `p` of k.
+    #[inline(always)]
+    const fn place<const LINE: u8>(p: usize) -> usize {
+        match LINE {
+            F32 => 64 * p,
+            F16 => 32 * p,
+            _ => 64 * (p / 2),
         }
     }
 
-    /// Pairs of bf16 widened, where there are no dot products of them.
+    /// The 16 weights of element `p` of k, which lie at `at`.
+    ///
+    /// # Safety
+    /// AVX-512 F; a line there.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn line_avx512<const LINE: u8>(at: *const u8, p: usize) -> __m512 {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            match LINE {
+                F32 => _mm512_loadu_ps(at.cast()),
+                F16 => _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())),
+                _ => {
+                    let pairs = _mm512_loadu_si512(at.cast());
+                    _mm512_castsi512_ps(if p.is_multiple_of(2) {
+                        _mm512_slli_epi32::<16>(pairs)
+                    } else {
+                        _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32))
+                    })
+                }
+            }
+        }
+    }
+
+    macro_rules! by_line {
+        ($feature:literal, $body:ident, $($name:ident $line:ident)*) => { $(
+            /// # Safety
+            /// As [`bf16_avx512`].
+            #[target_feature(enable = $feature)]
+            pub(super) unsafe fn $name<const R: usize, const V: usize>(t: &Tile, sums: &mut Sums) {
+                // SAFETY: by the caller's promise.
+                unsafe { $body::<R, V, $line>(t, sums) }
+            }
+        )* };
+    }
+    by_line!("avx512f,avx512bw,avx512vl,avx512dq", wide_avx512, f32_avx512 F32 f16_avx512 F16 rounded_avx512 PAIRS);
+    by_line!("avx2,fma,f16c", wide_avx2, f32_avx2 F32 f16_avx2 F16 rounded_avx2 PAIRS);
+
+    /// Multiply-adds in f32.
     ///
     /// # Safety
     /// As [`bf16_avx512`].
+    #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    pub(super) unsafe fn rounded_avx512<const R: usize, const V: usize>(t: &Tile, sums: &mut Sums) {
+    unsafe fn wide_avx512<const R: usize, const V: usize, const LINE: u8>(t: &Tile, sums: &mut Sums) {
         // SAFETY: as in `bf16_avx512`.
         unsafe {
             let panels = t.panels.map(<[u8]>::as_ptr);
@@ -230,16 +264,11 @@ mod x86 {
                 for p in first..t.k.min(first + CHUNK) {
                     let mut w = [_mm512_setzero_ps(); V];
                     for v in 0..V {
-                        let at = panels[v].add(64 * (p / 2));
+                        let at = panels[v].add(place::<LINE>(p));
                         _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                        let pair = _mm512_loadu_si512(at.cast());
-                        let wide = if p % 2 == 0 {
-                            _mm512_slli_epi32::<16>(pair)
-                        } else {
-                            _mm512_and_si512(pair, _mm512_set1_epi32(0xffff_0000_u32 as i32))
-                        };
-                        w[v] = _mm512_castsi512_ps(wide);
+                        w[v] = line_avx512::<LINE>(at, p);
                     }
+                    _mm_prefetch::<_MM_HINT_T1>(t.ahead.wrapping_add(place::<LINE>(p)).cast());
                     for r in 0..R {
                         let x = _mm512_set1_ps(*rows[r].add(p - first));
                         for v in 0..V {
@@ -252,57 +281,39 @@ mod x86 {
         }
     }
 
+    /// As [`line_avx512`], eight weights from column 8·`half` on.
+    ///
     /// # Safety
-    /// As [`bf16_avx512`].
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn f32_avx2<const R: usize, const V: usize>(t: &Tile, sums: &mut Sums) {
-        // SAFETY: as in `bf16_avx512`.
-        unsafe {
-            for v in 0..V {
-                let panel = t.panels[v].as_ptr();
-                let mut sum = [[_mm256_setzero_ps(); 2]; R];
-                for first in (0..t.k).step_by(CHUNK) {
-                    let stride = first / CHUNK * t.chunk_stride;
-                    let rows: [*const f32; R] =
-                        std::array::from_fn(|r| t.rows[r].wrapping_add(stride).cast::<f32>());
-                    for p in first..t.k.min(first + CHUNK) {
-                        let at = panel.add(64 * p);
-                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                        _mm_prefetch::<_MM_HINT_T1>(t.ahead.wrapping_add(64 * p).cast());
-                        let w = [_mm256_loadu_ps(at.cast()), _mm256_loadu_ps(at.add(32).cast())];
-                        for r in 0..R {
-                            let x = _mm256_set1_ps(*rows[r].add(p - first));
-                            sum[r][0] = _mm256_fmadd_ps(x, w[0], sum[r][0]);
-                            sum[r][1] = _mm256_fmadd_ps(x, w[1], sum[r][1]);
-                        }
-                    }
-                }
-                halves(&sum, &mut sums[v]);
-            }
-        }
-    }
-
-    /// # Safety
-    /// AVX2.
+    /// AVX2 and F16C; a line there.
     #[inline]
-    #[target_feature(enable = "avx2")]
-    unsafe fn halves<const R: usize>(sum: &[[__m256; 2]; R], sums: &mut [[f32; PANEL]; MOST]) {
-        for (sum, to) in sum.iter().zip(sums) {
-            // SAFETY: `to` has 16 floats.
-            unsafe {
-                _mm256_storeu_ps(to.as_mut_ptr(), sum[0]);
-                _mm256_storeu_ps(to[8..].as_mut_ptr(), sum[1]);
+    #[target_feature(enable = "avx2,f16c")]
+    unsafe fn line_avx2<const LINE: u8>(at: *const u8, p: usize, half: usize) -> __m256 {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            match LINE {
+                F32 => _mm256_loadu_ps(at.add(32 * half).cast()),
+                F16 => _mm256_cvtph_ps(_mm_loadu_si128(at.add(16 * half).cast())),
+                _ => {
+                    let pairs = _mm256_loadu_si256(at.add(32 * half).cast());
+                    _mm256_castsi256_ps(if p.is_multiple_of(2) {
+                        _mm256_slli_epi32::<16>(pairs)
+                    } else {
+                        _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32))
+                    })
+                }
             }
         }
     }
 
+    /// As [`wide_avx512`], one panel after the other.
+    ///
     /// # Safety
     /// As [`bf16_avx512`].
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn rounded_avx2<const R: usize, const V: usize>(t: &Tile, sums: &mut Sums) {
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn wide_avx2<const R: usize, const V: usize, const LINE: u8>(t: &Tile, sums: &mut Sums) {
         // SAFETY: as in `bf16_avx512`.
         unsafe {
-            let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
             for v in 0..V {
                 let panel = t.panels[v].as_ptr();
                 let mut sum = [[_mm256_setzero_ps(); 2]; R];
@@ -311,19 +322,10 @@ mod x86 {
                     let rows: [*const f32; R] =
                         std::array::from_fn(|r| t.rows[r].wrapping_add(stride).cast::<f32>());
                     for p in first..t.k.min(first + CHUNK) {
-                        let at = panel.add(64 * (p / 2));
-                        if p % 2 == 0 {
-                            _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                            _mm_prefetch::<_MM_HINT_T1>(t.ahead.wrapping_add(32 * p).cast());
-                        }
-                        let pairs = [_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast())];
-                        let w = pairs.map(|pair| {
-                            _mm256_castsi256_ps(if p % 2 == 0 {
-                                _mm256_slli_epi32::<16>(pair)
-                            } else {
-                                _mm256_and_si256(pair, high)
-                            })
-                        });
+                        let at = panel.add(place::<LINE>(p));
+                        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
+                        _mm_prefetch::<_MM_HINT_T1>(t.ahead.wrapping_add(place::<LINE>(p)).cast());
+                        let w = [line_avx2::<LINE>(at, p, 0), line_avx2::<LINE>(at, p, 1)];
                         for r in 0..R {
                             let x = _mm256_set1_ps(*rows[r].add(p - first));
                             sum[r][0] = _mm256_fmadd_ps(x, w[0], sum[r][0]);
@@ -331,7 +333,10 @@ mod x86 {
                         }
                     }
                 }
-                halves(&sum, &mut sums[v]);
+                for (sum, to) in sum.iter().zip(&mut sums[v]) {
+                    _mm256_storeu_ps(to.as_mut_ptr(), sum[0]);
+                    _mm256_storeu_ps(to[8..].as_mut_ptr(), sum[1]);
+                }
             }
         }
     }

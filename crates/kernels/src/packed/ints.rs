@@ -1,6 +1,7 @@
 //! Products of 8-bit activations with a coded panel, chunk by chunk of k: a chunk is unpacked once and then met by all rows.
 
 use super::activations::View;
+use super::pack::halves;
 use super::unpack::{Unpacked, unpack};
 use super::{CHUNK, Format, PANEL};
 use crate::simd::{Dots, Level};
@@ -124,12 +125,7 @@ macro_rules! each_chunk {
 }
 
 fn panel_portable(p: &Panel, space: &mut Unpacked, sums: &mut [[f32; PANEL]]) {
-    let half = |bytes: &[u8; 32], to: &mut [f32; PANEL]| {
-        for (bytes, to) in bytes.as_chunks::<2>().0.iter().zip(to) {
-            *to = crate::blocks::f16_to_f32(u16::from_le_bytes(*bytes));
-        }
-    };
-    each_chunk!(p, space, sums, half, 1, tile_portable, 1);
+    each_chunk!(p, space, sums, halves, 1, tile_portable, 1);
 }
 
 /// A tile of a chunk whose groups have `QUADS` quads of k; `SUPER`: one scale of activations for the chunk; `MINS`: and minima.

@@ -35,6 +35,8 @@ pub(crate) const CHUNK: usize = 256;
 pub enum Format {
     /// Single precision.
     F32,
+    /// Half precision; activations stay in single.
+    F16,
     /// The upper half of it.
     Bf16,
     /// 8 bits, a scale for 32.
@@ -51,8 +53,16 @@ pub enum Format {
 
 impl Format {
     /// All formats.
-    pub const ALL: [Format; 7] =
-        [Format::F32, Format::Bf16, Format::Q8_0, Format::Q4_0, Format::Mxfp4, Format::Q4K, Format::Q6K];
+    pub const ALL: [Format; 8] = [
+        Format::F32,
+        Format::F16,
+        Format::Bf16,
+        Format::Q8_0,
+        Format::Q4_0,
+        Format::Mxfp4,
+        Format::Q4K,
+        Format::Q6K,
+    ];
 
     /// The format that holds elements of this type as they are.
     pub fn of(ty: ElementType) -> Option<Self> {
@@ -63,6 +73,7 @@ impl Format {
     pub fn element_type(self) -> ElementType {
         match self {
             Format::F32 => ElementType::F32,
+            Format::F16 => ElementType::F16,
             Format::Bf16 => ElementType::Bf16,
             Format::Q8_0 => ElementType::Q8_0,
             Format::Q4_0 => ElementType::Q4_0,
@@ -79,7 +90,7 @@ impl Format {
 
     /// Its elements are coded in at most 8 bits.
     pub(crate) fn is_coded(self) -> bool {
-        !matches!(self, Format::F32 | Format::Bf16)
+        !matches!(self, Format::F32 | Format::F16 | Format::Bf16)
     }
 
     /// What an 8-bit code of 0 stands for, below zero; the codes of Q4_K begin at their minimum.
@@ -89,7 +100,7 @@ impl Format {
             Format::Q4_0 => 8,
             Format::Mxfp4 => 12,
             Format::Q6K => 32,
-            Format::F32 | Format::Bf16 | Format::Q4K => 0,
+            Format::F32 | Format::F16 | Format::Bf16 | Format::Q4K => 0,
         }
     }
 
@@ -97,7 +108,7 @@ impl Format {
     pub(crate) fn chunk_bytes(self, len: usize) -> usize {
         let groups = len / 32;
         let bytes = match self {
-            Format::F32 | Format::Bf16 => 0,
+            Format::F32 | Format::F16 | Format::Bf16 => 0,
             Format::Q8_0 => groups * (512 + 32),
             Format::Q4_0 => groups * (256 + 32),
             Format::Mxfp4 => groups * (256 + 16),
@@ -111,6 +122,7 @@ impl Format {
     pub fn panel_bytes(self, k: usize) -> usize {
         match self {
             Format::F32 => k * 64,
+            Format::F16 => k * 32,
             Format::Bf16 => k.div_ceil(2) * 64,
             _ => match k % CHUNK {
                 0 => k / CHUNK * self.chunk_bytes(CHUNK),
@@ -160,6 +172,12 @@ impl<'a> Packed<'a> {
     /// Panels.
     pub fn panels(&self) -> usize {
         self.n.div_ceil(PANEL)
+    }
+
+    /// Decodes a row: the values that were packed.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        assert!(row < self.n && out.len() == self.k, "row {row} of {}", self.n);
+        pack::unpack_row(self.format, self.k, self.panel(row / PANEL), row % PANEL, out);
     }
 
     /// The bytes of a panel.

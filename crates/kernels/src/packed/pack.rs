@@ -1,19 +1,37 @@
 //! From rows as they are stored to panels.
 
+use super::unpack::{Unpacked, unpack};
 use super::{CHUNK, Format, PANEL};
+use crate::blocks::{bf16_to_f32, f16_to_f32, quantize};
 use crate::elements::{Elements, Matrix};
 use crate::pool::{self, Shared};
 
-/// Packs a weight whose elements are of the type of `format`. Panics where they are not, or `out` has not
-/// [`Format::bytes`].
+/// Packs a weight: its elements as they are, if they are of the type of `format`, else coded to it. Panics where `out` has not
+/// [`Format::bytes`], or sums do not fit.
 pub fn pack(format: Format, m: Matrix, out: &mut [u8]) {
     assert!(format.fits(m.cols), "sums of {} elements in {format:?}", m.cols);
     assert_eq!(out.len(), format.bytes(m.rows, m.cols), "a packed weight [{}, {}]", m.rows, m.cols);
     let size = format.panel_bytes(m.cols);
+    let ty = format.element_type();
+    let same = match m.data {
+        Elements::F32(_) => format == Format::F32,
+        Elements::Coded(own, _) => own == ty,
+    };
     let shared = Shared::new(out);
     pool::for_each(m.rows.div_ceil(PANEL), |panel| {
         // SAFETY: a panel is one task's.
         let out = unsafe { shared.part(panel * size, size) };
+        if !same {
+            let rows = PANEL.min(m.rows - panel * PANEL);
+            let (mut values, bytes) = (vec![0.0; m.cols], ty.row_bytes(m.cols).expect("whole blocks"));
+            let mut coded = vec![0; rows * bytes];
+            for (i, coded) in coded.chunks_exact_mut(bytes).enumerate() {
+                m.row(panel * PANEL + i, &mut values);
+                quantize(ty, &values, coded);
+            }
+            let rows = std::array::from_fn(|i| coded.get(i * bytes..(i + 1) * bytes));
+            return pack_panel(format, m.cols, &rows, out);
+        }
         let rows: [Option<&[u8]>; PANEL] = std::array::from_fn(|i| row(format, &m, panel * PANEL + i));
         pack_panel(format, m.cols, &rows, out);
     });
@@ -41,6 +59,7 @@ fn bytes_of(data: &[f32]) -> &[u8] {
 fn pack_panel(format: Format, k: usize, rows: &[Option<&[u8]>; PANEL], out: &mut [u8]) {
     match format {
         Format::F32 => words(rows, 0, k, out),
+        Format::F16 => each(rows, k, 2, |i| 2 * i, out),
         Format::Bf16 => {
             words(rows, 0, k / 2, out);
             if k % 2 == 1 {
@@ -108,7 +127,7 @@ fn pack_chunk(format: Format, first: usize, len: usize, rows: &[Option<&[u8]>; P
     let (block, size) = (format.element_type().block_len(), format.element_type().block_bytes());
     let (start, blocks) = (first / block * size, len / block);
     match format {
-        Format::F32 | Format::Bf16 => {}
+        Format::F32 | Format::F16 | Format::Bf16 => {}
         Format::Q8_0 => {
             let (codes, scales) = out.split_at_mut(len * PANEL);
             for (i, codes) in codes.chunks_exact_mut(512).enumerate() {
@@ -142,5 +161,54 @@ fn pack_chunk(format: Format, first: usize, len: usize, rows: &[Option<&[u8]>; P
             each(rows, 16, 1, |i| start + 192 + i, scales);
             each(rows, 1, 2, |_| start + 208, halves);
         }
+    }
+}
+
+/// Row `row` of a panel.
+pub(super) fn unpack_row(format: Format, k: usize, panel: &[u8], row: usize, out: &mut [f32]) {
+    let half = |bytes: &[u8]| u16::from_le_bytes([bytes[0], bytes[1]]);
+    match format {
+        Format::F32 => {
+            for (x, line) in out.iter_mut().zip(panel.as_chunks::<64>().0) {
+                *x = f32::from_le_bytes(line.as_chunks::<4>().0[row]);
+            }
+        }
+        Format::F16 => {
+            for (x, line) in out.iter_mut().zip(panel.as_chunks::<32>().0) {
+                *x = f16_to_f32(half(&line[2 * row..]));
+            }
+        }
+        Format::Bf16 => {
+            for (pair, line) in out.chunks_mut(2).zip(panel.as_chunks::<64>().0) {
+                for (i, x) in pair.iter_mut().enumerate() {
+                    *x = bf16_to_f32(half(&line[4 * row + 2 * i..]));
+                }
+            }
+        }
+        _ => {
+            let (mut at, mut space) = (0, Box::new(Unpacked::new()));
+            let group = if format == Format::Q6K { 16 } else { 32 };
+            for (first, out) in (0..k).step_by(CHUNK).zip(out.chunks_mut(CHUNK)) {
+                let len = CHUNK.min(k - first);
+                let size = format.chunk_bytes(len);
+                let codes = unpack(format, &panel[at..][..size], len, &mut space, halves).to_vec();
+                at += size;
+                for (i, x) in out.iter_mut().enumerate() {
+                    let code = i32::from(codes[i / 4 * 64 + 4 * row + i % 4]) - format.zero();
+                    let (g, scale) = (i / group, space.scales[i / group][row]);
+                    *x = code as f32 * scale;
+                    if format == Format::Q4K {
+                        *x -= f32::from(space.mins[g / 2][row][g % 2]) * space.min_scale[row];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// 16 numbers in half precision.
+pub(super) fn halves(bytes: &[u8; 32], to: &mut [f32; PANEL]) {
+    for (bytes, to) in bytes.as_chunks::<2>().0.iter().zip(to) {
+        *to = f16_to_f32(u16::from_le_bytes(*bytes));
     }
 }

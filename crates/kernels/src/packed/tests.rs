@@ -53,7 +53,7 @@ impl Weight {
 /// rounded, to bf16 (8 bits) or by half a step of 1/127 of the largest of 32 or 256.
 fn tolerance(format: Format) -> f64 {
     match format {
-        Format::F32 => 2e-6,
+        Format::F32 | Format::F16 => 2e-6,
         Format::Bf16 => 1.0 / 256.0,
         _ => 0.02,
     }
@@ -61,7 +61,7 @@ fn tolerance(format: Format) -> f64 {
 
 fn widths(format: Format) -> &'static [usize] {
     match format {
-        Format::F32 | Format::Bf16 => &[1, 2, 7, 64, 129],
+        Format::F32 | Format::F16 | Format::Bf16 => &[1, 2, 7, 64, 129, 300],
         Format::Q4K | Format::Q6K => &[256, 768],
         _ => &[32, 96, 256, 288, 640],
     }
@@ -170,6 +170,36 @@ fn bf16_is_rounded_to_nearest_and_what_is_not_finite_stays_so() {
         let mut y = vec![1.0; 16];
         linear(level, Linear { x: &[0.0; 64], weights: &[w.packed()], y: &mut y, accumulate: false });
         assert!(y.iter().all(|y| *y == 0.0), "{level:?}");
+    }
+}
+
+#[test]
+fn rows_come_out_as_they_went_in() {
+    let mut random = Random(8);
+    for format in Format::ALL {
+        for &k in widths(format) {
+            let w = Weight::random(&mut random, format, 21, k);
+            let mut row = vec![0.0; k];
+            for n in 0..21 {
+                w.packed().row(n, &mut row);
+                assert_eq!(bits(&row), bits(&w.values[n * k..][..k]), "{format:?} [{n}, {k}]");
+            }
+            // Coded while it is packed.
+            let x = random.vec(21 * k, 0.5);
+            let (ty, mut coded) =
+                (format.element_type(), vec![0; format.element_type().row_bytes(k).unwrap() * 21]);
+            quantize(ty, &x, &mut coded);
+            let (mut a, mut b) = (vec![0; format.bytes(21, k)], vec![1; format.bytes(21, k)]);
+            pack(format, Matrix::plain(&x, 21, k), &mut a);
+            pack(format, Matrix::coded(ty, &coded, 21, k, ty.row_bytes(k).unwrap()), &mut b);
+            let (a, b) = (Packed::new(format, 21, k, &a), Packed::new(format, 21, k, &b));
+            let mut other = vec![0.0; k];
+            for n in 0..21 {
+                a.row(n, &mut row);
+                b.row(n, &mut other);
+                assert_eq!(bits(&row), bits(&other), "{format:?} [{n}, {k}]");
+            }
+        }
     }
 }
 

@@ -124,7 +124,7 @@ pub(super) fn unpack<'a>(
                 }
             }
         }
-        Format::F32 | Format::Bf16 => {}
+        Format::F32 | Format::F16 | Format::Bf16 => {}
     }
     &to.codes[..len * PANEL]
 }

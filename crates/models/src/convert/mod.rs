@@ -216,6 +216,10 @@ impl<'a> Params<'a> {
                         decoded = rows(&stored.matrices(), def, part);
                         &decoded
                     }
+                    Weight::Packed(_) => {
+                        let what = format!("{} is packed: only what is stored is written", def.name);
+                        return Err(ModelError::Internal { what });
+                    }
                 };
                 let mut in_file = vec![0.0; values.len()];
                 part.order.write(&part.shape, values, &mut in_file);

@@ -33,11 +33,7 @@ impl MoeLayer {
                 false => out.broadcast_mul(&routing.weights.unsqueeze(2)?)?.sum(1)?,
             }
         } else {
-            let s = self.config.expert_shape();
-            let biases = self.params.expert_biases.as_ref();
-            let a = ops::gated_up(inner, &self.params.gate_up, biases.map(|b| &b.0), &dispatch, s)?;
-            let a = self.dropout(a, &dispatch, dispatch.slots, ctx)?;
-            ops::down_combine(&a, &self.params.down, biases.map(|b| &b.1), &routing.weights, &dispatch, s)?
+            self.experts(inner, Some(&routing.weights), &dispatch, dispatch.slots, ctx)?
         };
         if ctx.train {
             y = match ctx.wants.dense_gradient {
@@ -64,11 +60,35 @@ impl MoeLayer {
         slots: usize,
         ctx: &Ctx,
     ) -> Result<Tensor> {
-        let s = self.config.expert_shape();
-        let biases = self.params.expert_biases.as_ref();
-        let a = ops::gated_up(rows, &self.params.gate_up, biases.map(|b| &b.0), dispatch, s)?;
+        self.experts(rows, None, dispatch, slots, ctx)
+    }
+
+    /// The experts' MLPs on `x` \[T, L\], their outputs weighted and summed by token: \[T, L\]. `slots` of the dispatch are of one token.
+    fn experts(
+        &self,
+        x: &Tensor,
+        weights: Option<&Tensor>,
+        dispatch: &Arc<Dispatch>,
+        slots: usize,
+        ctx: &Ctx,
+    ) -> Result<Tensor> {
+        let (s, p) = (self.config.expert_shape(), &self.params);
+        let biases = p.expert_biases.as_ref();
+        if !self.drops_out(ctx) {
+            return Ok(ops::experts(x, &p.gate_up, &p.down, biases, weights, dispatch, s)?);
+        }
+        let a = ops::gated_up(x, &p.gate_up, biases.map(|b| &b.0), dispatch, s)?;
         let a = self.dropout(a, dispatch, slots, ctx)?;
-        Ok(ops::down(&a, &self.params.down, biases.map(|b| &b.1), dispatch, s)?)
+        let bias = biases.map(|b| &b.1);
+        Ok(match weights {
+            Some(weights) => ops::down_combine(&a, &p.down, bias, weights, dispatch, s)?,
+            None => ops::down(&a, &p.down, bias, dispatch, s)?,
+        })
+    }
+
+    /// Inner activations are set to 0 by chance.
+    fn drops_out(&self, ctx: &Ctx) -> bool {
+        ctx.train && self.config.router.expert_dropout > 0.0
     }
 
     /// What each slot's expert gives, before its weight: \[T, slots, L\]; 0 in slots without one. With `weighs_input` it is given the token times
@@ -85,12 +105,9 @@ impl MoeLayer {
         Ok(self.outputs(&rows, &dispatch, slots, ctx)?.reshape((tokens, slots, width))?)
     }
 
-    /// Sets a share of the inner activations \[N, I\] to 0 while training, and scales the others up. `slots` of the dispatch are of one token.
+    /// Sets a share of the inner activations \[N, I\] to 0, and scales the others up. `slots` of the dispatch are of one token.
     fn dropout(&self, a: Tensor, dispatch: &Dispatch, slots: usize, ctx: &Ctx) -> Result<Tensor> {
         let share = self.config.router.expert_dropout;
-        if !ctx.train || share == 0.0 {
-            return Ok(a);
-        }
         let (_, width) = a.dims2()?;
         let tokens = dispatch.tokens * dispatch.slots / slots.max(1);
         let (draws, keep) = (self.draws(ctx, tokens), (1.0 / (1.0 - share)) as f32);

@@ -44,6 +44,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Route(args) => on_pool(&args.common.clone(), || route::run(&args)),
         Command::Inspect(args) => on_model(args, |args| (&mut args.from, &args.common), inspect::run),
         Command::Bench(Bench::Layer(args)) => on_pool(&args.common.clone(), || bench::layer(args)),
+        Command::Bench(Bench::Generate(args)) => on_pool(&args.common.clone(), || bench::generate(args)),
         Command::Bench(Bench::Train(args)) => on_pool(&args.common.clone(), || bench::train(args)),
         Command::Completions { shell } => {
             let mut script = Vec::new();

@@ -116,7 +116,7 @@ pub(super) fn open_decoder(args: &TextArgs) -> Result<(Decoder, Tokenizer, Choic
     let source = tokenizer_of(args, loaded.tokenizer)?;
     let tokenizer = source.load()?;
     check_vocab(&tokenizer, &loaded.spec, source.path())?;
-    Ok((Decoder::run(&loaded.spec, loaded.weights)?, tokenizer, choice))
+    Ok((args.compute.decoder(&loaded.spec, loaded.weights)?, tokenizer, choice))
 }
 
 /// The model with another number of experts for each token.
