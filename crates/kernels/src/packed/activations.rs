@@ -1,7 +1,7 @@
 //! Activations in the form that packed weights are multiplied with.
 //!
-//! Elements lie by chunks of k: the first 256 of all rows, then the next 256 of all rows. What a kernel reads of many rows at
-//! once is then close together, on few pages of memory.
+//! They lie by chunks of k: the first 256 elements of all rows, then the next 256 of all rows. What a kernel reads of many rows
+//! at once is then close together, on few pages of memory.
 
 use super::{CHUNK, Format};
 use crate::by_level;
@@ -11,45 +11,37 @@ use std::marker::PhantomData;
 
 /// Rows that one task brings to their form.
 const ROWS: usize = 16;
+/// In a chunk of 8-bit elements, behind them: the scales, f32, one for each 32 elements or one for all.
+pub(super) const SCALES: usize = CHUNK;
+/// And behind those what the sums of groups start from, i32: minus the zero of the codes times the sum of the elements; for Q4_K
+/// the sums of 32 elements in 16 bits, two beside each other.
+pub(super) const STARTS: usize = SCALES + 32;
 
 /// Rows of activations \[M, K\] for the products with weights of one format.
 #[derive(Debug, Default)]
 pub struct Activations {
     shape: Layout,
-    /// Elements: f32, bf16 or 8 bits, \[chunks, M, 256\].
-    elements: Vec<u64>,
-    /// Of 8-bit elements: a scale for each 32 or 256, \[chunks, M, scales of a chunk\].
-    scales: Vec<f32>,
-    /// What the sums of groups start from, \[chunks, M, starts of a chunk\]: minus the zero of the codes times the sum of the
-    /// elements; for Q4_K the sums of 32 elements in 16 bits, two beside each other.
-    starts: Vec<i32>,
+    /// \[chunks, M, bytes of a chunk\], in words.
+    words: Vec<u64>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Layout {
     rows: usize,
     k: usize,
-    /// Bytes of an element.
-    size: usize,
-    /// Scales and starts of a chunk.
-    scales: usize,
-    starts: usize,
+    /// Bytes of a row's chunk.
+    chunk: usize,
 }
 
 impl Layout {
     fn of(level: Level, format: Format, rows: usize, k: usize) -> Self {
-        let size = match form(level, format) {
-            Form::F32 | Form::Rounded => 4,
-            Form::Bf16 => 2,
-            Form::Bits8 => 1,
+        let chunk = match (form(level, format), format) {
+            (Form::F32 | Form::Rounded, _) => 4 * CHUNK,
+            (Form::Bf16, _) => 2 * CHUNK,
+            (Form::Bits8, Format::Q6K) => STARTS + 64,
+            (Form::Bits8, _) => STARTS + 32,
         };
-        let (scales, starts) = match format {
-            Format::F32 | Format::F16 | Format::Bf16 => (0, 0),
-            Format::Q8_0 | Format::Q4_0 | Format::Mxfp4 => (8, 8),
-            Format::Q4K => (1, 4),
-            Format::Q6K => (1, 16),
-        };
-        Self { rows, k, size, scales, starts }
+        Self { rows, k, chunk }
     }
 
     fn chunks(&self) -> usize {
@@ -102,32 +94,18 @@ impl Activations {
     /// Space for `rows` rows, whose elements are whatever they were.
     pub(super) fn shape(&mut self, level: Level, format: Format, rows: usize, k: usize) {
         self.shape = Layout::of(level, format, rows, k);
-        let (shape, all) = (self.shape, self.shape.chunks() * rows);
-        let grow = |len: usize, has: usize| len.max(has);
-        self.elements.resize(grow(all * CHUNK * shape.size / 8, self.elements.len()), 0);
-        self.scales.resize(grow(all * shape.scales, self.scales.len()), 0.0);
-        self.starts.resize(grow(all * shape.starts, self.starts.len()), 0);
+        let words = self.shape.chunks() * rows * self.shape.chunk / 8;
+        self.words.resize(words.max(self.words.len()), 0);
     }
 
     /// For tasks that fill rows of their own.
     pub(super) fn shares(&mut self) -> Shares<'_> {
-        Shares {
-            shape: self.shape,
-            elements: Shared::new(&mut self.elements),
-            scales: Shared::new(&mut self.scales),
-            starts: Shared::new(&mut self.starts),
-        }
+        Shares { shape: self.shape, words: Shared::new(&mut self.words) }
     }
 
     /// For those who read.
     pub(super) fn view(&self) -> View<'_> {
-        View {
-            shape: self.shape,
-            elements: self.elements.as_ptr().cast(),
-            scales: self.scales.as_ptr(),
-            starts: self.starts.as_ptr(),
-            lifetime: PhantomData,
-        }
+        View { shape: self.shape, start: self.words.as_ptr().cast(), lifetime: PhantomData }
     }
 }
 
@@ -135,9 +113,7 @@ impl Activations {
 #[derive(Clone, Copy)]
 pub(super) struct View<'a> {
     shape: Layout,
-    elements: *const u8,
-    scales: *const f32,
-    starts: *const i32,
+    start: *const u8,
     lifetime: PhantomData<&'a Activations>,
 }
 
@@ -159,29 +135,18 @@ impl View<'_> {
 
     /// Panics where these are not activations for `format` at `level`.
     pub fn check(&self, level: Level, format: Format) {
-        let Layout { size, scales, starts, .. } = Layout::of(level, format, 0, 0);
-        let own = self.shape;
-        assert_eq!((own.size, own.scales, own.starts), (size, scales, starts), "activations for {format:?}");
+        let expected = Layout::of(level, format, self.shape.rows, self.shape.k);
+        assert_eq!(self.shape, expected, "activations for {format:?}");
     }
 
     /// Bytes from a chunk of a row to the next chunk of it.
     pub fn chunk_stride(&self) -> usize {
-        self.shape.rows * CHUNK * self.shape.size
+        self.shape.rows * self.shape.chunk
     }
 
-    /// The elements of a row in a chunk.
-    pub fn elements(&self, chunk: usize, row: usize) -> *const u8 {
-        self.elements.wrapping_add((chunk * self.shape.rows + row) * CHUNK * self.shape.size)
-    }
-
-    /// Its scales.
-    pub fn scales(&self, chunk: usize, row: usize) -> *const f32 {
-        self.scales.wrapping_add((chunk * self.shape.rows + row) * self.shape.scales)
-    }
-
-    /// Its starts.
-    pub fn starts(&self, chunk: usize, row: usize) -> *const i32 {
-        self.starts.wrapping_add((chunk * self.shape.rows + row) * self.shape.starts)
+    /// A chunk of a row.
+    pub fn chunk(&self, chunk: usize, row: usize) -> *const u8 {
+        self.start.wrapping_add((chunk * self.shape.rows + row) * self.shape.chunk)
     }
 }
 
@@ -189,21 +154,13 @@ impl View<'_> {
 #[derive(Clone, Copy)]
 pub(super) struct Shares<'a> {
     shape: Layout,
-    elements: Shared<'a, u64>,
-    scales: Shared<'a, f32>,
-    starts: Shared<'a, i32>,
+    words: Shared<'a, u64>,
 }
 
 impl<'a> Shares<'a> {
     /// For those who read rows that are finished.
     pub fn view(&self) -> View<'a> {
-        View {
-            shape: self.shape,
-            elements: self.elements.as_ptr().cast(),
-            scales: self.scales.as_ptr(),
-            starts: self.starts.as_ptr(),
-            lifetime: PhantomData,
-        }
+        View { shape: self.shape, start: self.words.as_ptr().cast(), lifetime: PhantomData }
     }
 
     /// Fills a row from `x` \[K\].
@@ -214,54 +171,58 @@ impl<'a> Shares<'a> {
         let s = self.shape;
         assert!(x.len() == s.k && row < s.rows, "row {row} of {}, {} elements", s.rows, x.len());
         for (chunk, x) in x.chunks(CHUNK).enumerate() {
-            let at = chunk * s.rows + row;
-            let words = CHUNK * s.size / 8;
+            let words = s.chunk / 8;
             // SAFETY: chunks of rows do not overlap, and this row is the caller's.
-            let (elements, scales, starts) = unsafe {
-                (
-                    self.elements.part(at * words, words),
-                    self.scales.part(at * s.scales, s.scales),
-                    self.starts.part(at * s.starts, s.starts),
-                )
-            };
-            let bytes: *mut u8 = elements.as_mut_ptr().cast();
+            let words = unsafe { self.words.part((chunk * s.rows + row) * words, words) };
             match form(level, format) {
-                Form::F32 | Form::Rounded => {
-                    // SAFETY: the chunk has 256 elements of four bytes, aligned as a u64.
-                    let to = unsafe { std::slice::from_raw_parts_mut(bytes.cast::<f32>(), x.len()) };
-                    match format {
-                        Format::Bf16 => round(level, x, to),
-                        _ => to.copy_from_slice(x),
-                    }
-                }
+                Form::F32 => numbers::<f32>(words, 0, x.len()).copy_from_slice(x),
+                Form::Rounded => round(level, x, numbers(words, 0, x.len())),
                 Form::Bf16 => {
-                    // SAFETY: as above, of two bytes.
-                    let to = unsafe { std::slice::from_raw_parts_mut(bytes.cast::<u16>(), CHUNK) };
+                    let to = numbers::<u16>(words, 0, CHUNK);
                     narrow(level, x, &mut to[..x.len()]);
                     // A last element without a partner has 0 beside it.
                     to[x.len()..].iter_mut().take(1).for_each(|to| *to = 0);
                 }
                 Form::Bits8 => {
-                    // SAFETY: as above, of one byte.
-                    let to = unsafe { std::slice::from_raw_parts_mut(bytes.cast::<i8>(), x.len()) };
+                    let mut scales = [0.0; 8];
+                    let mut starts = [0; 16];
+                    let to = numbers::<i8>(words, 0, x.len());
                     match format {
                         Format::Q4K => {
-                            eight_bits_256(level, x, to, scales);
-                            sums_of_64(level, to, starts);
+                            eight_bits_256(level, x, to, &mut scales);
+                            sums_of_64(level, to, &mut starts);
                         }
                         Format::Q6K => {
-                            eight_bits_256(level, x, to, scales);
-                            sums_of_16(level, to, -32, starts);
+                            eight_bits_256(level, x, to, &mut scales);
+                            sums_of_16(level, to, -32, &mut starts);
                         }
                         _ => {
-                            eight_bits_32(level, x, to, scales);
-                            sums_of_32(level, to, -format.zero(), starts);
+                            eight_bits_32(level, x, to, &mut scales);
+                            sums_of_32(level, to, -format.zero(), &mut starts);
                         }
                     }
+                    let count = if format == Format::Q6K { 16 } else { 8 };
+                    numbers(words, SCALES, 8).copy_from_slice(&scales);
+                    numbers(words, STARTS, count).copy_from_slice(&starts[..count]);
                 }
             }
         }
     }
+}
+
+/// Numbers of up to four bytes that any bits are one of.
+trait Number {}
+impl Number for f32 {}
+impl Number for i32 {}
+impl Number for u16 {}
+impl Number for i8 {}
+
+/// `count` numbers from byte `at` of `words` on.
+fn numbers<T: Number>(words: &mut [u64], at: usize, count: usize) -> &mut [T] {
+    assert!(at.is_multiple_of(size_of::<T>()) && at + count * size_of::<T>() <= size_of_val(words));
+    let start: *mut T = words.as_mut_ptr().cast();
+    // SAFETY: within the words and aligned, as just checked (a word is aligned to eight bytes); any bits are numbers.
+    unsafe { std::slice::from_raw_parts_mut(start.byte_add(at), count) }
 }
 
 /// The bits of the bf16 that is nearest, ties to even; a NaN stays one.

@@ -1,8 +1,8 @@
 //! Products of 8-bit activations with a coded panel, chunk by chunk of k: a chunk is unpacked once and then met by all rows.
 
-use super::activations::View;
+use super::activations::{SCALES, STARTS, View};
 use super::pack::halves;
-use super::unpack::{Unpacked, unpack};
+use super::unpack::{Unpacked, codes, scales};
 use super::{CHUNK, Format, PANEL};
 use crate::simd::{Dots, Level};
 
@@ -13,6 +13,8 @@ pub(super) struct Panel<'a> {
     pub bytes: &'a [u8],
     pub activations: View<'a>,
     pub rows: &'a [u32],
+    /// What is needed after it.
+    pub next: *const u8,
 }
 
 /// `sums` \[rows, 16\] of a panel.
@@ -34,23 +36,31 @@ pub(super) fn panel(level: Level, p: &Panel, space: &mut Unpacked, sums: &mut [[
     }
 }
 
-/// Where a tile's rows have their part of a chunk.
-struct Rows<const R: usize> {
-    x: [*const i8; R],
-    scales: [*const f32; R],
-    starts: [*const i32; R],
+/// Where a tile's rows have a chunk; their scales and starts are behind it.
+#[inline(always)]
+fn rows_at<const R: usize>(p: &Panel, rows: &[u32], chunk: usize) -> [*const i8; R] {
+    let rows = &rows[..R];
+    std::array::from_fn(|r| p.activations.chunk(chunk, rows[r] as usize).cast())
 }
 
-impl<const R: usize> Rows<R> {
-    #[inline(always)]
-    fn at(p: &Panel, rows: &[u32], chunk: usize) -> Self {
-        let of = |r: usize| rows[r] as usize;
-        Self {
-            x: std::array::from_fn(|r| p.activations.elements(chunk, of(r)).cast()),
-            scales: std::array::from_fn(|r| p.activations.scales(chunk, of(r))),
-            starts: std::array::from_fn(|r| p.activations.starts(chunk, of(r))),
-        }
-    }
+/// The scale of a group of 32 elements, or of the chunk.
+///
+/// # Safety
+/// `x` is the chunk of a row.
+#[inline(always)]
+unsafe fn scale(x: *const i8, group: usize) -> f32 {
+    // SAFETY: behind the elements of a chunk.
+    unsafe { *x.add(SCALES).cast::<f32>().add(group) }
+}
+
+/// What the sum of a group starts from; two sums of Q4_K.
+///
+/// # Safety
+/// As [`scale`].
+#[inline(always)]
+unsafe fn start(x: *const i8, group: usize) -> i32 {
+    // SAFETY: behind the scales of a chunk.
+    unsafe { *x.add(STARTS).cast::<i32>().add(group) }
 }
 
 /// One chunk.
@@ -64,32 +74,44 @@ struct Chunk<'a> {
     min_scale: &'a [f32; PANEL],
 }
 
-/// Asks for the next chunk.
+/// Asks for `len` bytes that will be read soon; they may be anywhere.
 #[inline(always)]
-fn prefetch(bytes: &[u8]) {
+fn prefetch(from: *const u8, len: usize) {
     #[cfg(target_arch = "x86_64")]
-    for line in bytes.chunks(64).take(72) {
+    for line in (0..if from.is_null() { 0 } else { len }).step_by(64) {
         // SAFETY: SSE is part of x86-64, and a prefetch has no effect on what the program computes.
         unsafe {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast());
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line).cast());
         }
     }
-    let _ = bytes;
+    let _ = (from, len);
 }
 
-/// Calls `$tile::<R, ..>(p, &chunk, rows, sums)` for each chunk of a panel and each tile of rows.
+/// How the lines of a chunk's codes lie: a byte each, or four bits: of two groups beside each other, of the halves of a group, or
+/// of the halves of a group by a table.
+const BYTES: u8 = 0;
+const GROUPS: u8 = 1;
+const HALVES: u8 = 2;
+const TABLE: u8 = 3;
+
+/// Calls `$tile::<R, ..>(p, &chunk, rows, sums)` for each chunk of a panel and each tile of rows; `$unpack(format, bytes, len,
+/// space)` brings scales to the space and gives the codes.
 macro_rules! each_chunk {
-    ($p:ident, $space:ident, $sums:ident, $half:expr, $height:literal, $tile:ident, $($r:literal)*) => {{
+    ($p:ident, $space:ident, $sums:ident, $unpack:expr, $height:literal, $tile:ident, $($r:literal)*) => {{
         let mut at = 0;
         for first in (0..$p.k).step_by(CHUNK) {
             let len = CHUNK.min($p.k - first);
             let size = $p.format.chunk_bytes(len);
             let bytes = &$p.bytes[at..][..size];
             at += size;
-            // `unpack` borrows the codes from the chunk or from the space, whose other parts are read beside them.
-            let codes: *const [u8] = unpack($p.format, bytes, len, $space, $half);
-            prefetch(&$p.bytes[at..]);
+            // The codes are in the chunk or in the space, whose other parts are read beside them.
+            let tiles = $p.rows.len().div_ceil($height).max(1);
+            // With few rows, codes of four bits are taken apart again for each tile rather than written out once.
+            let apart = tiles >= 3;
+            let codes: *const [u8] = $unpack($p.format, bytes, len, apart, &mut *$space);
+            let more = first + CHUNK < $p.k;
+            prefetch(if more { $p.bytes[at..].as_ptr() } else { $p.next }, size);
             let chunk = Chunk {
                 index: first / CHUNK,
                 len,
@@ -99,7 +121,6 @@ macro_rules! each_chunk {
                 mins: &$space.mins,
                 min_scale: &$space.min_scale,
             };
-            let tiles = $p.rows.len().div_ceil($height).max(1);
             let (low, more) = ($p.rows.len() / tiles, $p.rows.len() % tiles);
             let mut row = 0;
             for tile in 0..tiles {
@@ -109,13 +130,23 @@ macro_rules! each_chunk {
                 match (height, $p.format) {
                     $(
                         // SAFETY: by the caller's promise.
-                        ($r, Format::Q4K) => unsafe { $tile::<$r, 8, 4, true, true>($p, &chunk, rows, sums) },
+                        ($r, Format::Q4K) if apart => unsafe {
+                            $tile::<$r, 8, 4, BYTES, true, true>($p, &chunk, rows, sums)
+                        },
                         // SAFETY: as above.
-                        ($r, Format::Q6K) => unsafe { $tile::<$r, 4, 2, true, false>($p, &chunk, rows, sums) },
+                        ($r, Format::Q4_0 | Format::Mxfp4) if apart => unsafe {
+                            $tile::<$r, 8, 4, BYTES, false, false>($p, &chunk, rows, sums)
+                        },
                         // SAFETY: as above.
-                        ($r, Format::Q8_0) => unsafe { $tile::<$r, 8, 1, false, false>($p, &chunk, rows, sums) },
+                        ($r, Format::Q4K) => unsafe { $tile::<$r, 8, 4, GROUPS, true, true>($p, &chunk, rows, sums) },
                         // SAFETY: as above.
-                        ($r, _) => unsafe { $tile::<$r, 8, 4, false, false>($p, &chunk, rows, sums) },
+                        ($r, Format::Q6K) => unsafe { $tile::<$r, 4, 2, BYTES, true, false>($p, &chunk, rows, sums) },
+                        // SAFETY: as above.
+                        ($r, Format::Q8_0) => unsafe { $tile::<$r, 8, 1, BYTES, false, false>($p, &chunk, rows, sums) },
+                        // SAFETY: as above.
+                        ($r, Format::Q4_0) => unsafe { $tile::<$r, 8, 4, HALVES, false, false>($p, &chunk, rows, sums) },
+                        // SAFETY: as above.
+                        ($r, _) => unsafe { $tile::<$r, 8, 4, TABLE, false, false>($p, &chunk, rows, sums) },
                     )*
                     _ => {}
                 }
@@ -125,7 +156,11 @@ macro_rules! each_chunk {
 }
 
 fn panel_portable(p: &Panel, space: &mut Unpacked, sums: &mut [[f32; PANEL]]) {
-    each_chunk!(p, space, sums, halves, 1, tile_portable, 1);
+    let unpack = |format, bytes: &[u8], len, _apart, space: &mut Unpacked| {
+        scales(format, bytes, len, space, halves);
+        std::ptr::from_ref(codes(format, bytes, len, &mut space.codes))
+    };
+    each_chunk!(p, space, sums, unpack, 1, tile_portable, 1);
 }
 
 /// A tile of a chunk whose groups have `QUADS` quads of k; `SUPER`: one scale of activations for the chunk; `MINS`: and minima.
@@ -136,6 +171,7 @@ unsafe fn tile_portable<
     const R: usize,
     const QUADS: usize,
     const SPAN: usize,
+    const LINES: u8,
     const SUPER: bool,
     const MINS: bool,
 >(
@@ -144,19 +180,19 @@ unsafe fn tile_portable<
     rows: &[u32],
     sums: &mut [[f32; PANEL]],
 ) {
-    let at = Rows::<R>::at(p, &rows[..R], chunk.index);
+    let at = rows_at::<R>(p, rows, chunk.index);
     for (r, sums) in sums.iter_mut().enumerate() {
         let mut whole = [0.0f32; PANEL];
         for (g, codes) in chunk.codes.chunks_exact(QUADS * 64).enumerate() {
             // SAFETY: the row has these elements, and a start and a scale for each group.
-            let (x, start, scale) = unsafe {
+            let (x, first, by) = unsafe {
                 (
-                    std::slice::from_raw_parts(at.x[r].add(g * QUADS * 4), QUADS * 4),
-                    if MINS { 0 } else { *at.starts[r].add(g) },
-                    if SUPER { 1.0 } else { *at.scales[r].add(g) },
+                    std::slice::from_raw_parts(at[r].add(g * QUADS * 4), QUADS * 4),
+                    if MINS { 0 } else { start(at[r], g) },
+                    if SUPER { 1.0 } else { scale(at[r], g) },
                 )
             };
-            let mut acc = [start; PANEL];
+            let mut acc = [first; PANEL];
             for (codes, x) in codes.as_chunks::<64>().0.iter().zip(x.as_chunks::<4>().0) {
                 for (acc, codes) in acc.iter_mut().zip(codes.as_chunks::<4>().0) {
                     for i in 0..4 {
@@ -166,7 +202,7 @@ unsafe fn tile_portable<
             }
             let into = if SUPER { &mut whole } else { &mut *sums };
             for i in 0..PANEL {
-                into[i] += acc[i] as f32 * (chunk.scales[g][i] * scale);
+                into[i] += acc[i] as f32 * (chunk.scales[g][i] * by);
             }
         }
         if MINS {
@@ -174,7 +210,7 @@ unsafe fn tile_portable<
                 let mut acc = 0;
                 for (pair, mins) in chunk.mins.iter().enumerate() {
                     // SAFETY: a chunk has four starts.
-                    let two = unsafe { *at.starts[r].add(pair) };
+                    let two = unsafe { start(at[r], pair) };
                     acc +=
                         i32::from(mins[i][0]) * i32::from(two as i16) + i32::from(mins[i][1]) * (two >> 16);
                 }
@@ -183,9 +219,9 @@ unsafe fn tile_portable<
         }
         if SUPER {
             // SAFETY: a chunk has a scale.
-            let scale = unsafe { *at.scales[r] };
+            let by = unsafe { scale(at[r], 0) };
             for i in 0..PANEL {
-                sums[i] += whole[i] * scale;
+                sums[i] += whole[i] * by;
             }
         }
     }
@@ -193,7 +229,7 @@ unsafe fn tile_portable<
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{CHUNK, Chunk, Format, PANEL, Panel, Rows, Unpacked, prefetch, unpack};
+    use super::*;
     use std::arch::x86_64::*;
 
     /// # Safety
@@ -207,7 +243,71 @@ mod x86 {
                 _mm512_storeu_ps(to.as_mut_ptr(), wide);
             }
         };
-        each_chunk!(p, space, sums, half, 12, tile_avx512, 1 2 3 4 5 6 7 8 9 10 11 12);
+        let unpack = |format, bytes: &[u8], len, apart: bool, space: &mut Unpacked| {
+            if format == Format::Q4K {
+                // SAFETY: a whole chunk; the features are there.
+                unsafe { scales_avx512(bytes, space) };
+            } else {
+                scales(format, bytes, len, space, half);
+            }
+            match format {
+                Format::Q4K | Format::Q4_0 | Format::Mxfp4 if !apart => std::ptr::from_ref(bytes),
+                _ => std::ptr::from_ref(codes(format, bytes, len, &mut space.codes)),
+            }
+        };
+        each_chunk!(p, space, sums, unpack, 12, tile_avx512, 1 2 3 4 5 6 7 8 9 10 11 12);
+    }
+
+    /// [`scales`] of Q4_K, whose bits lie across bytes.
+    ///
+    /// # Safety
+    /// The features; a whole chunk.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c")]
+    unsafe fn scales_avx512(chunk: &[u8], to: &mut Unpacked) {
+        let rest = &chunk[2048..2304];
+        // SAFETY: 256 bytes are read; what is written has the sizes that are written.
+        unsafe {
+            let at = |line: usize| rest.as_ptr().add(line * 64);
+            // Lines of four times 16 columns: see `blocks::k::scale_and_min`.
+            let [a, b, c] = [0, 1, 2].map(|line| _mm512_loadu_si512(at(line).cast()));
+            let (six, four) = (_mm512_set1_epi8(63), _mm512_set1_epi8(15));
+            let top = |x| {
+                _mm512_and_si512(_mm512_srli_epi16::<2>(_mm512_andnot_si512(six, x)), _mm512_set1_epi8(48))
+            };
+            let scales = [_mm512_and_si512(a, six), _mm512_or_si512(_mm512_and_si512(c, four), top(a))];
+            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(c), four);
+            let mins = [_mm512_and_si512(b, six), _mm512_or_si512(high, top(b))];
+            let halves = at(3);
+            let d = _mm512_cvtph_ps(_mm256_loadu_si256(halves.cast()));
+            let d_min = _mm512_cvtph_ps(_mm256_loadu_si256(halves.add(32).cast()));
+            _mm512_storeu_ps(to.min_scale.as_mut_ptr(), d_min);
+            for half in 0..2 {
+                let (s, m) = (scales[half], mins[half]);
+                let s = [
+                    _mm512_castsi512_si128(s),
+                    _mm512_extracti32x4_epi32::<1>(s),
+                    _mm512_extracti32x4_epi32::<2>(s),
+                    _mm512_extracti32x4_epi32::<3>(s),
+                ];
+                for (j, s) in s.into_iter().enumerate() {
+                    let wide = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(s));
+                    _mm512_storeu_ps(to.scales[half * 4 + j].as_mut_ptr(), _mm512_mul_ps(wide, d));
+                }
+                let m = [
+                    _mm512_castsi512_si128(m),
+                    _mm512_extracti32x4_epi32::<1>(m),
+                    _mm512_extracti32x4_epi32::<2>(m),
+                    _mm512_extracti32x4_epi32::<3>(m),
+                ];
+                for pair in 0..2 {
+                    let (x, y) = (m[2 * pair], m[2 * pair + 1]);
+                    let both = _mm256_set_m128i(_mm_unpackhi_epi8(x, y), _mm_unpacklo_epi8(x, y));
+                    let wide = _mm512_cvtepu8_epi16(both);
+                    _mm512_storeu_si512(to.mins[half * 2 + pair].as_mut_ptr().cast(), wide);
+                }
+            }
+        }
     }
 
     /// As `tile_portable`, with dot products of quads.
@@ -220,6 +320,7 @@ mod x86 {
         const R: usize,
         const QUADS: usize,
         const SPAN: usize,
+        const LINES: u8,
         const SUPER: bool,
         const MINS: bool,
     >(
@@ -228,10 +329,15 @@ mod x86 {
         rows: &[u32],
         sums: &mut [[f32; PANEL]],
     ) {
-        let at = Rows::<R>::at(p, &rows[..R], chunk.index);
+        let at = rows_at::<R>(p, rows, chunk.index);
         // SAFETY: the rows have `len` elements, and starts and scales for their groups; prefetches may go anywhere.
         unsafe {
             let codes = chunk.codes.as_ptr();
+            let nibble = _mm512_set1_epi8(15);
+            // Twice what four bits of MXFP4 stand for, and 12.
+            let table = _mm512_broadcast_i32x4(_mm_setr_epi8(
+                12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0,
+            ));
             // A chunk's sums of a row, or the row's own.
             let mut sum = [_mm512_setzero_ps(); R];
             if !SUPER {
@@ -243,23 +349,32 @@ mod x86 {
                 let mut acc = [_mm512_setzero_si512(); R];
                 if !MINS {
                     for r in 0..R {
-                        acc[r] = _mm512_set1_epi32(*at.starts[r].add(g));
+                        acc[r] = _mm512_set1_epi32(start(at[r], g));
                     }
                 }
                 for j in 0..QUADS {
-                    let w = _mm512_loadu_si512(codes.add((g * QUADS + j) * 64).cast());
+                    // Where the codes are four bits: the line, and whether they are its high ones.
+                    let (line, high) = match LINES {
+                        BYTES => (g * QUADS + j, false),
+                        GROUPS => (g / 2 * 8 + j, g % 2 == 1),
+                        _ => (g * 4 + j % 4, j >= 4),
+                    };
+                    let mut w = _mm512_loadu_si512(codes.add(line * 64).cast());
+                    if LINES != BYTES {
+                        w = if high { _mm512_srli_epi16::<4>(w) } else { w };
+                        w = _mm512_and_si512(w, nibble);
+                    }
+                    if LINES == TABLE {
+                        w = _mm512_shuffle_epi8(table, w);
+                    }
                     for r in 0..R {
-                        let x = at.x[r].add((g * QUADS + j) * 4).cast::<i32>().read_unaligned();
+                        let x = at[r].add((g * QUADS + j) * 4).cast::<i32>().read_unaligned();
                         acc[r] = _mm512_dpbusd_epi32(acc[r], w, _mm512_set1_epi32(x));
                     }
                 }
-                let scale = _mm512_loadu_ps(chunk.scales[g].as_ptr());
+                let own = _mm512_loadu_ps(chunk.scales[g].as_ptr());
                 for r in 0..R {
-                    let by = if SUPER {
-                        scale
-                    } else {
-                        _mm512_mul_ps(scale, _mm512_set1_ps(*at.scales[r].add(g)))
-                    };
+                    let by = if SUPER { own } else { _mm512_mul_ps(own, _mm512_set1_ps(scale(at[r], g))) };
                     sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r]), by, sum[r]);
                 }
             }
@@ -269,7 +384,7 @@ mod x86 {
                 for pair in 0..4 {
                     let mins = _mm512_loadu_si512(chunk.mins[pair].as_ptr().cast());
                     for r in 0..R {
-                        let two = _mm512_set1_epi32(*at.starts[r].add(pair));
+                        let two = _mm512_set1_epi32(start(at[r], pair));
                         acc[r] = _mm512_dpwssd_epi32(acc[r], mins, two);
                     }
                 }
@@ -280,8 +395,8 @@ mod x86 {
             for r in 0..R {
                 let to = sums[r].as_mut_ptr();
                 if SUPER {
-                    let scale = _mm512_set1_ps(*at.scales[r]);
-                    sum[r] = _mm512_fmadd_ps(sum[r], scale, _mm512_loadu_ps(to));
+                    let by = _mm512_set1_ps(scale(at[r], 0));
+                    sum[r] = _mm512_fmadd_ps(sum[r], by, _mm512_loadu_ps(to));
                 }
                 _mm512_storeu_ps(to, sum[r]);
             }
@@ -301,7 +416,11 @@ mod x86 {
                 }
             }
         };
-        each_chunk!(p, space, sums, half, 4, tile_avx2, 1 2 3 4);
+        let unpack = |format, bytes: &[u8], len, _apart, space: &mut Unpacked| {
+            scales(format, bytes, len, space, half);
+            std::ptr::from_ref(codes(format, bytes, len, &mut space.codes))
+        };
+        each_chunk!(p, space, sums, unpack, 4, tile_avx2, 1 2 3 4);
     }
 
     /// As `tile_portable`, eight columns at a time: products of bytes are joined in 16 bits, `SPAN` quads of them before the sum
@@ -315,6 +434,7 @@ mod x86 {
         const R: usize,
         const QUADS: usize,
         const SPAN: usize,
+        const LINES: u8,
         const SUPER: bool,
         const MINS: bool,
     >(
@@ -323,7 +443,7 @@ mod x86 {
         rows: &[u32],
         sums: &mut [[f32; PANEL]],
     ) {
-        let at = Rows::<R>::at(p, &rows[..R], chunk.index);
+        let at = rows_at::<R>(p, rows, chunk.index);
         // SAFETY: as in `tile_avx512`.
         unsafe {
             let ones = _mm256_set1_epi16(1);
@@ -340,12 +460,12 @@ mod x86 {
                     let mut acc = [_mm256_setzero_si256(); R];
                     if !MINS && !signed {
                         for r in 0..R {
-                            acc[r] = _mm256_set1_epi32(*at.starts[r].add(g));
+                            acc[r] = _mm256_set1_epi32(start(at[r], g));
                         }
                     }
-                    for span in 0..QUADS / SPAN {
+                    for first in (0..QUADS).step_by(SPAN) {
                         let mut short = [_mm256_setzero_si256(); R];
-                        for j in span * SPAN..(span + 1) * SPAN {
+                        for j in first..first + SPAN {
                             let mut w = _mm256_loadu_si256(codes.add((g * QUADS + j) * 64).cast());
                             let mut sign = w;
                             if signed {
@@ -353,7 +473,7 @@ mod x86 {
                                 w = _mm256_abs_epi8(sign);
                             }
                             for r in 0..R {
-                                let x = at.x[r].add((g * QUADS + j) * 4).cast::<i32>().read_unaligned();
+                                let x = at[r].add((g * QUADS + j) * 4).cast::<i32>().read_unaligned();
                                 let mut x = _mm256_set1_epi32(x);
                                 if signed {
                                     x = _mm256_sign_epi8(x, sign);
@@ -365,13 +485,10 @@ mod x86 {
                             acc[r] = _mm256_add_epi32(acc[r], _mm256_madd_epi16(short[r], ones));
                         }
                     }
-                    let scale = _mm256_loadu_ps(chunk.scales[g][half * 8..].as_ptr());
+                    let own = _mm256_loadu_ps(chunk.scales[g][half * 8..].as_ptr());
                     for r in 0..R {
-                        let by = if SUPER {
-                            scale
-                        } else {
-                            _mm256_mul_ps(scale, _mm256_set1_ps(*at.scales[r].add(g)))
-                        };
+                        let by =
+                            if SUPER { own } else { _mm256_mul_ps(own, _mm256_set1_ps(scale(at[r], g))) };
                         sum[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r]), by, sum[r]);
                     }
                 }
@@ -381,7 +498,7 @@ mod x86 {
                         let mut acc = _mm256_setzero_si256();
                         for pair in 0..4 {
                             let mins = _mm256_loadu_si256(chunk.mins[pair][half * 8..].as_ptr().cast());
-                            let two = _mm256_set1_epi32(*at.starts[r].add(pair));
+                            let two = _mm256_set1_epi32(start(at[r], pair));
                             acc = _mm256_add_epi32(acc, _mm256_madd_epi16(mins, two));
                         }
                         sum[r] = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(acc), by, sum[r]);
@@ -390,8 +507,8 @@ mod x86 {
                 for r in 0..R {
                     let to = sums[r][half * 8..].as_mut_ptr();
                     if SUPER {
-                        let scale = _mm256_set1_ps(*at.scales[r]);
-                        sum[r] = _mm256_fmadd_ps(sum[r], scale, _mm256_loadu_ps(to));
+                        let by = _mm256_set1_ps(scale(at[r], 0));
+                        sum[r] = _mm256_fmadd_ps(sum[r], by, _mm256_loadu_ps(to));
                     }
                     _mm256_storeu_ps(to, sum[r]);
                 }

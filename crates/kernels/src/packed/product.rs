@@ -63,14 +63,22 @@ pub(super) fn sums(level: Level, pair: Pair, ahead: Option<Pair>, a: View, rows:
     assert!(rows.iter().all(|row| (*row as usize) < a.rows()), "rows of {}", a.rows());
     if w.format.is_coded() {
         let each = [Some(pair.first), pair.second];
+        let then = ahead.map_or(std::ptr::null(), |pair| pair.panels()[0].as_ptr());
         for ((w, index), sums) in each.into_iter().flatten().zip(&mut space.sums) {
-            let panel = ints::Panel { format: w.format, k: w.k, bytes: w.panel(index), activations: a, rows };
+            let next = match pair.second {
+                Some((second, at)) if (second.data.as_ptr(), at) != (w.data.as_ptr(), index) => {
+                    second.panel(at).as_ptr()
+                }
+                _ => then,
+            };
+            let bytes = w.panel(index);
+            let panel = ints::Panel { format: w.format, k: w.k, bytes, activations: a, rows, next };
             ints::panel(level, &panel, &mut space.unpacked, &mut sums[..rows.len()]);
         }
         return;
     }
     space.rows.clear();
-    space.rows.extend(rows.iter().map(|row| a.elements(0, *row as usize)));
+    space.rows.extend(rows.iter().map(|row| a.chunk(0, *row as usize)));
     a.check(level, w.format);
     let tiles = rows.len().div_ceil(floats::height(level)).max(1);
     let (low, more) = (rows.len() / tiles, rows.len() % tiles);

@@ -26,48 +26,92 @@ impl Unpacked {
     }
 }
 
-/// Brings a chunk of `len` elements of k to `to`, and says where its codes are: there, or in the chunk itself. `half` decodes
-/// 16 numbers in half precision.
+/// Where the scales of a chunk of `len` elements of k begin: behind the codes.
+#[inline(always)]
+pub(super) fn end_of_codes(format: Format, len: usize) -> usize {
+    match format {
+        Format::F32 | Format::F16 | Format::Bf16 => 0,
+        Format::Q8_0 => len * PANEL,
+        Format::Q4_0 | Format::Mxfp4 | Format::Q4K => len * PANEL / 2,
+        Format::Q6K => len * PANEL / 4 * 3,
+    }
+}
+
+/// Brings the codes of a chunk of `len` elements of k to bytes, and says where those are: there, or in the chunk itself.
 ///
 /// Inlined into functions that are compiled for an instruction set.
 #[inline(always)]
-pub(super) fn unpack<'a>(
+pub(super) fn codes<'a>(
     format: Format,
     chunk: &'a [u8],
     len: usize,
-    to: &'a mut Unpacked,
-    half: impl Fn(&[u8; 32], &mut [f32; PANEL]),
+    to: &'a mut [u8; CHUNK * PANEL],
 ) -> &'a [u8] {
-    let groups = len / 32;
+    let codes = &chunk[..end_of_codes(format, len)];
     match format {
-        Format::Q8_0 => {
-            let (codes, scales) = chunk.split_at(len * PANEL);
-            for (scales, to) in scales.as_chunks::<32>().0.iter().zip(&mut to.scales[..groups]) {
-                half(scales, to);
-            }
-            return codes;
-        }
+        Format::F32 | Format::F16 | Format::Bf16 => {}
+        Format::Q8_0 => return codes,
         Format::Q4_0 => {
-            let (codes, scales) = chunk.split_at(len * PANEL / 2);
-            for (codes, to) in codes.as_chunks::<256>().0.iter().zip(to.codes.as_chunks_mut::<512>().0) {
+            for (codes, to) in codes.as_chunks::<256>().0.iter().zip(to.as_chunks_mut::<512>().0) {
                 for i in 0..256 {
                     to[i] = codes[i] & 15;
                     to[i + 256] = codes[i] >> 4;
                 }
             }
-            for (scales, to) in scales.as_chunks::<32>().0.iter().zip(&mut to.scales[..groups]) {
-                half(scales, to);
-            }
         }
         Format::Mxfp4 => {
-            let (codes, scales) = chunk.split_at(len * PANEL / 2);
-            for (codes, to) in codes.as_chunks::<256>().0.iter().zip(to.codes.as_chunks_mut::<512>().0) {
+            for (codes, to) in codes.as_chunks::<256>().0.iter().zip(to.as_chunks_mut::<512>().0) {
                 for i in 0..256 {
                     to[i] = twice_and_twelve(codes[i] & 15);
                     to[i + 256] = twice_and_twelve(codes[i] >> 4);
                 }
             }
-            for (scales, to) in scales.as_chunks::<PANEL>().0.iter().zip(&mut to.scales[..groups]) {
+        }
+        Format::Q4K => {
+            for (codes, to) in codes.as_chunks::<512>().0.iter().zip(to.as_chunks_mut::<1024>().0) {
+                for i in 0..512 {
+                    to[i] = codes[i] & 15;
+                    to[i + 512] = codes[i] >> 4;
+                }
+            }
+        }
+        Format::Q6K => {
+            let (low, high) = codes.split_at(2048);
+            let halves = low.as_chunks::<1024>().0.iter().zip(high.as_chunks::<512>().0);
+            for ((low, high), to) in halves.zip(to.as_chunks_mut::<2048>().0) {
+                for i in 0..512 {
+                    to[i] = low[i] & 15 | (high[i] & 3) << 4;
+                    to[i + 512] = low[i + 512] & 15 | (high[i] & 12) << 2;
+                    to[i + 1024] = low[i] >> 4 | high[i] & 48;
+                    to[i + 1536] = low[i + 512] >> 4 | (high[i] & 192) >> 2;
+                }
+            }
+        }
+    }
+    &to[..len * PANEL]
+}
+
+/// Brings the scales and minima of a chunk of `len` elements of k to `to`. `half` decodes 16 numbers in half precision.
+///
+/// Inlined as [`codes`].
+#[inline(always)]
+pub(super) fn scales(
+    format: Format,
+    chunk: &[u8],
+    len: usize,
+    to: &mut Unpacked,
+    half: impl Fn(&[u8; 32], &mut [f32; PANEL]),
+) {
+    let (groups, rest) = (len / 32, &chunk[end_of_codes(format, len)..]);
+    match format {
+        Format::F32 | Format::F16 | Format::Bf16 => {}
+        Format::Q8_0 | Format::Q4_0 => {
+            for (scales, to) in rest.as_chunks::<32>().0.iter().zip(&mut to.scales[..groups]) {
+                half(scales, to);
+            }
+        }
+        Format::Mxfp4 => {
+            for (scales, to) in rest.as_chunks::<PANEL>().0.iter().zip(&mut to.scales[..groups]) {
                 for i in 0..PANEL {
                     // 2^(bits - 128): see `blocks::mxfp4`.
                     let bits = u32::from(scales[i]);
@@ -76,14 +120,7 @@ pub(super) fn unpack<'a>(
             }
         }
         Format::Q4K => {
-            let (codes, rest) = chunk.split_at(2048);
             let (packed, halves) = rest.split_at(192);
-            for (codes, to) in codes.as_chunks::<512>().0.iter().zip(to.codes.as_chunks_mut::<1024>().0) {
-                for i in 0..512 {
-                    to[i] = codes[i] & 15;
-                    to[i + 512] = codes[i] >> 4;
-                }
-            }
             let (packed, halves) = (packed.as_chunks::<PANEL>().0, halves.as_chunks::<32>().0);
             let mut scale = [0.0; PANEL];
             half(&halves[0], &mut scale);
@@ -104,18 +141,7 @@ pub(super) fn unpack<'a>(
             }
         }
         Format::Q6K => {
-            let (low, rest) = chunk.split_at(2048);
-            let (high, rest) = rest.split_at(1024);
             let (scales, halves) = rest.split_at(256);
-            let halves_of = low.as_chunks::<1024>().0.iter().zip(high.as_chunks::<512>().0);
-            for ((low, high), to) in halves_of.zip(to.codes.as_chunks_mut::<2048>().0) {
-                for i in 0..512 {
-                    to[i] = low[i] & 15 | (high[i] & 3) << 4;
-                    to[i + 512] = low[i + 512] & 15 | (high[i] & 12) << 2;
-                    to[i + 1024] = low[i] >> 4 | high[i] & 48;
-                    to[i + 1536] = low[i + 512] >> 4 | (high[i] & 192) >> 2;
-                }
-            }
             let mut scale = [0.0; PANEL];
             half(&halves.as_chunks::<32>().0[0], &mut scale);
             for (coded, to) in scales.as_chunks::<PANEL>().0.iter().zip(&mut to.scales) {
@@ -124,9 +150,7 @@ pub(super) fn unpack<'a>(
                 }
             }
         }
-        Format::F32 | Format::F16 | Format::Bf16 => {}
     }
-    &to.codes[..len * PANEL]
 }
 
 /// Twice what four bits of MXFP4 stand for, and 12: see `blocks::mxfp4`.
