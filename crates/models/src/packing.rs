@@ -5,6 +5,7 @@ use crate::error::{ModelError, Result};
 use crate::params::{ParamDef, param_defs};
 use crate::spec::{FfnSpec, ModelSpec};
 use senmon_kernels::blocks::ElementType;
+use senmon_kernels::packed::Format;
 use senmon_moe::packed::{PackedWeight, Plan};
 
 /// How a decoder holds the weights that it multiplies with.
@@ -52,6 +53,11 @@ pub(crate) fn rows(spec: &ModelSpec, def: &ParamDef) -> Option<usize> {
         }
         _ => None,
     }
+}
+
+/// The matrix of a router: it stays in f32, and is packed as that.
+pub(crate) fn is_router(def: &ParamDef) -> bool {
+    def.name.ends_with(".router") && def.shape.len() == 2
 }
 
 impl Packings {
@@ -108,9 +114,13 @@ impl Packings {
         {
             return Err(ModelError::Internal { what: "the weights are not those of the plan".into() });
         }
-        let packed = weights.into_iter().zip(self.plans).map(|(weight, plan)| {
+        let defs = param_defs(spec);
+        let packed = weights.into_iter().zip(self.plans).zip(&defs).map(|((weight, plan), def)| {
             Ok(match (weight, plan) {
                 (Weight::Stored(stored), Some(plan)) => Weight::Packed(PackedWeight::new(&stored, &plan)?),
+                (Weight::Values(values), _) if is_router(def) => {
+                    Weight::Packed(PackedWeight::from_values(Format::F32, &def.shape, def.shape[0], &values)?)
+                }
                 (weight, _) => weight,
             })
         });

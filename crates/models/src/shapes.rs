@@ -64,6 +64,9 @@ pub fn random_weights(spec: &ModelSpec, format: Format, seed: u64) -> Result<Vec
             let stream = Stream::new(&[seed, index as u64]);
             match packing::rows(spec, def) {
                 Some(rows) => Ok(Weight::Packed(random_packed(def, rows, format, &stream)?)),
+                None if packing::is_router(def) => {
+                    Ok(Weight::Packed(random_packed(def, 0, Format::F32, &stream)?))
+                }
                 None => Ok(Weight::Values(match def.kind {
                     ParamKind::Norm => vec![1.0; def.len()],
                     ParamKind::Bias | ParamKind::State => vec![0.0; def.len()],

@@ -279,8 +279,10 @@ mod x86 {
                 s[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
             }
             for i in 0..4 {
-                let [a, b, c, d] =
-                    [s[4 * i], s[4 * i + 1], s[4 * i + 2], s[4 * i + 3]].map(|v| _mm512_castps_pd(v));
+                let a = _mm512_castps_pd(s[4 * i]);
+                let b = _mm512_castps_pd(s[4 * i + 1]);
+                let c = _mm512_castps_pd(s[4 * i + 2]);
+                let d = _mm512_castps_pd(s[4 * i + 3]);
                 r[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
                 r[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
                 r[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
@@ -319,8 +321,10 @@ mod x86 {
                 s[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
             }
             for i in 0..2 {
-                let [a, b, c, d] =
-                    [s[4 * i], s[4 * i + 1], s[4 * i + 2], s[4 * i + 3]].map(|v| _mm256_castps_pd(v));
+                let a = _mm256_castps_pd(s[4 * i]);
+                let b = _mm256_castps_pd(s[4 * i + 1]);
+                let c = _mm256_castps_pd(s[4 * i + 2]);
+                let d = _mm256_castps_pd(s[4 * i + 3]);
                 r[4 * i] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
                 r[4 * i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
                 r[4 * i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));

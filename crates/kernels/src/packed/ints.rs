@@ -268,17 +268,20 @@ mod x86 {
         let rest = &chunk[2048..2304];
         // SAFETY: 256 bytes are read; what is written has the sizes that are written.
         unsafe {
-            let at = |line: usize| rest.as_ptr().add(line * 64);
+            // No closures: they would be calls, with vectors in memory.
+            let start = rest.as_ptr();
             // Lines of four times 16 columns: see `blocks::k::scale_and_min`.
-            let [a, b, c] = [0, 1, 2].map(|line| _mm512_loadu_si512(at(line).cast()));
-            let (six, four) = (_mm512_set1_epi8(63), _mm512_set1_epi8(15));
-            let top = |x| {
-                _mm512_and_si512(_mm512_srli_epi16::<2>(_mm512_andnot_si512(six, x)), _mm512_set1_epi8(48))
-            };
-            let scales = [_mm512_and_si512(a, six), _mm512_or_si512(_mm512_and_si512(c, four), top(a))];
+            let a = _mm512_loadu_si512(start.cast());
+            let b = _mm512_loadu_si512(start.add(64).cast());
+            let c = _mm512_loadu_si512(start.add(128).cast());
+            let (six, four, two) = (_mm512_set1_epi8(63), _mm512_set1_epi8(15), _mm512_set1_epi8(48));
+            let top_a = _mm512_and_si512(_mm512_srli_epi16::<2>(a), two);
+            let top_b = _mm512_and_si512(_mm512_srli_epi16::<2>(b), two);
+            let low = _mm512_and_si512(c, four);
             let high = _mm512_and_si512(_mm512_srli_epi16::<4>(c), four);
-            let mins = [_mm512_and_si512(b, six), _mm512_or_si512(high, top(b))];
-            let halves = at(3);
+            let scales = [_mm512_and_si512(a, six), _mm512_or_si512(low, top_a)];
+            let mins = [_mm512_and_si512(b, six), _mm512_or_si512(high, top_b)];
+            let halves = start.add(192);
             let d = _mm512_cvtph_ps(_mm256_loadu_si256(halves.cast()));
             let d_min = _mm512_cvtph_ps(_mm256_loadu_si256(halves.add(32).cast()));
             _mm512_storeu_ps(to.min_scale.as_mut_ptr(), d_min);
