@@ -2,7 +2,7 @@
 
 use super::activations::{SCALES, STARTS, View};
 use super::pack::halves;
-use super::unpack::{Unpacked, codes, scales};
+use super::unpack::{Unpacked, codes, end_of_codes, scales};
 use super::{CHUNK, Format, PANEL};
 use crate::simd::{Dots, Level};
 
@@ -74,7 +74,7 @@ struct Chunk<'a> {
     min_scale: &'a [f32; PANEL],
 }
 
-/// Asks for `len` bytes that will be read soon; they may be anywhere.
+/// Asks for `len` bytes that will be read soon; they may be anywhere, and are nowhere where null.
 #[inline(always)]
 fn prefetch(from: *const u8, len: usize) {
     #[cfg(target_arch = "x86_64")]
@@ -88,13 +88,6 @@ fn prefetch(from: *const u8, len: usize) {
     let _ = (from, len);
 }
 
-/// How the lines of a chunk's codes lie: a byte each, or four bits: of two groups beside each other, of the halves of a group, or
-/// of the halves of a group by a table.
-const BYTES: u8 = 0;
-const GROUPS: u8 = 1;
-const HALVES: u8 = 2;
-const TABLE: u8 = 3;
-
 /// Calls `$tile::<R, ..>(p, &chunk, rows, sums)` for each chunk of a panel and each tile of rows; `$unpack(format, bytes, len,
 /// space)` brings scales to the space and gives the codes.
 macro_rules! each_chunk {
@@ -106,10 +99,7 @@ macro_rules! each_chunk {
             let bytes = &$p.bytes[at..][..size];
             at += size;
             // The codes are in the chunk or in the space, whose other parts are read beside them.
-            let tiles = $p.rows.len().div_ceil($height).max(1);
-            // With few rows, codes of four bits are taken apart again for each tile rather than written out once.
-            let apart = tiles >= 3;
-            let codes: *const [u8] = $unpack($p.format, bytes, len, apart, &mut *$space);
+            let codes: *const [u8] = $unpack($p.format, bytes, len, &mut *$space);
             let more = first + CHUNK < $p.k;
             prefetch(if more { $p.bytes[at..].as_ptr() } else { $p.next }, size);
             let chunk = Chunk {
@@ -121,6 +111,7 @@ macro_rules! each_chunk {
                 mins: &$space.mins,
                 min_scale: &$space.min_scale,
             };
+            let tiles = $p.rows.len().div_ceil($height).max(1);
             let (low, more) = ($p.rows.len() / tiles, $p.rows.len() % tiles);
             let mut row = 0;
             for tile in 0..tiles {
@@ -130,23 +121,13 @@ macro_rules! each_chunk {
                 match (height, $p.format) {
                     $(
                         // SAFETY: by the caller's promise.
-                        ($r, Format::Q4K) if apart => unsafe {
-                            $tile::<$r, 8, 4, BYTES, true, true>($p, &chunk, rows, sums)
-                        },
+                        ($r, Format::Q4K) => unsafe { $tile::<$r, 8, 4, true, true>($p, &chunk, rows, sums) },
                         // SAFETY: as above.
-                        ($r, Format::Q4_0 | Format::Mxfp4) if apart => unsafe {
-                            $tile::<$r, 8, 4, BYTES, false, false>($p, &chunk, rows, sums)
-                        },
+                        ($r, Format::Q6K) => unsafe { $tile::<$r, 4, 2, true, false>($p, &chunk, rows, sums) },
                         // SAFETY: as above.
-                        ($r, Format::Q4K) => unsafe { $tile::<$r, 8, 4, GROUPS, true, true>($p, &chunk, rows, sums) },
+                        ($r, Format::Q8_0) => unsafe { $tile::<$r, 8, 1, false, false>($p, &chunk, rows, sums) },
                         // SAFETY: as above.
-                        ($r, Format::Q6K) => unsafe { $tile::<$r, 4, 2, BYTES, true, false>($p, &chunk, rows, sums) },
-                        // SAFETY: as above.
-                        ($r, Format::Q8_0) => unsafe { $tile::<$r, 8, 1, BYTES, false, false>($p, &chunk, rows, sums) },
-                        // SAFETY: as above.
-                        ($r, Format::Q4_0) => unsafe { $tile::<$r, 8, 4, HALVES, false, false>($p, &chunk, rows, sums) },
-                        // SAFETY: as above.
-                        ($r, _) => unsafe { $tile::<$r, 8, 4, TABLE, false, false>($p, &chunk, rows, sums) },
+                        ($r, _) => unsafe { $tile::<$r, 8, 4, false, false>($p, &chunk, rows, sums) },
                     )*
                     _ => {}
                 }
@@ -156,7 +137,7 @@ macro_rules! each_chunk {
 }
 
 fn panel_portable(p: &Panel, space: &mut Unpacked, sums: &mut [[f32; PANEL]]) {
-    let unpack = |format, bytes: &[u8], len, _apart, space: &mut Unpacked| {
+    let unpack = |format, bytes: &[u8], len, space: &mut Unpacked| {
         scales(format, bytes, len, space, halves);
         std::ptr::from_ref(codes(format, bytes, len, &mut space.codes))
     };
@@ -171,7 +152,6 @@ unsafe fn tile_portable<
     const R: usize,
     const QUADS: usize,
     const SPAN: usize,
-    const LINES: u8,
     const SUPER: bool,
     const MINS: bool,
 >(
@@ -236,6 +216,26 @@ mod x86 {
     /// The features; rows within the activations, a whole panel.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
     pub(super) unsafe fn panel_avx512(p: &Panel, space: &mut Unpacked, sums: &mut [[f32; PANEL]]) {
+        macro_rules! few {
+            ($($r:literal)*) => {
+                match (p.rows.len(), p.format) {
+                    $(
+                        // SAFETY: by the caller's promise.
+                        ($r, Format::Q8_0) => return unsafe { few_avx512::<$r, Q8_0>(p, space, sums) },
+                        // SAFETY: as above.
+                        ($r, Format::Q4_0) => return unsafe { few_avx512::<$r, Q4_0>(p, space, sums) },
+                        // SAFETY: as above.
+                        ($r, Format::Mxfp4) => return unsafe { few_avx512::<$r, MXFP4>(p, space, sums) },
+                        // SAFETY: as above.
+                        ($r, Format::Q4K) => return unsafe { few_avx512::<$r, Q4K>(p, space, sums) },
+                        // SAFETY: as above.
+                        ($r, Format::Q6K) => return unsafe { few_avx512::<$r, Q6K>(p, space, sums) },
+                    )*
+                    _ => {}
+                }
+            };
+        }
+        few!(1 2 3 4);
         let half = |bytes: &[u8; 32], to: &mut [f32; PANEL]| {
             // SAFETY: 32 bytes are read, 16 floats written.
             unsafe {
@@ -243,19 +243,168 @@ mod x86 {
                 _mm512_storeu_ps(to.as_mut_ptr(), wide);
             }
         };
-        let unpack = |format, bytes: &[u8], len, apart: bool, space: &mut Unpacked| {
+        let unpack = |format, bytes: &[u8], len, space: &mut Unpacked| {
             if format == Format::Q4K {
                 // SAFETY: a whole chunk; the features are there.
                 unsafe { scales_avx512(bytes, space) };
             } else {
                 scales(format, bytes, len, space, half);
             }
-            match format {
-                Format::Q4K | Format::Q4_0 | Format::Mxfp4 if !apart => std::ptr::from_ref(bytes),
-                _ => std::ptr::from_ref(codes(format, bytes, len, &mut space.codes)),
-            }
+            std::ptr::from_ref(codes(format, bytes, len, &mut space.codes))
         };
         each_chunk!(p, space, sums, unpack, 12, tile_avx512, 1 2 3 4 5 6 7 8 9 10 11 12);
+    }
+
+    /// Formats as numbers that code can be made for.
+    const Q8_0: u8 = 0;
+    const Q4_0: u8 = 1;
+    const MXFP4: u8 = 2;
+    const Q4K: u8 = 3;
+    const Q6K: u8 = 4;
+
+    /// A line of codes, a byte each: those of quad `j` of group `g` of a chunk.
+    ///
+    /// # Safety
+    /// The features; a whole chunk.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    unsafe fn line_of_codes<const F: u8>(chunk: *const u8, g: usize, j: usize) -> __m512i {
+        // SAFETY: within the chunk's codes.
+        unsafe {
+            let line = |n: usize| chunk.wrapping_add(64 * n).cast::<__m512i>();
+            let four = _mm512_set1_epi8(15);
+            match F {
+                Q8_0 => _mm512_loadu_si512(line(g * 8 + j)),
+                Q4K => {
+                    let both = _mm512_loadu_si512(line(g / 2 * 8 + j));
+                    _mm512_and_si512(if g % 2 == 1 { _mm512_srli_epi16::<4>(both) } else { both }, four)
+                }
+                Q6K => {
+                    // 32 quads are half of the chunk; each eighth of it has its bits at another place of the same bytes.
+                    let (half, t) = (g / 8, g % 8 * 4 + j);
+                    let part = t / 8;
+                    let low = _mm512_loadu_si512(line(half * 16 + part % 2 * 8 + t % 8));
+                    let low = if part >= 2 { _mm512_srli_epi16::<4>(low) } else { low };
+                    let high = _mm512_loadu_si512(line(32 + half * 8 + t % 8));
+                    let high = match part {
+                        0 => _mm512_slli_epi16::<4>(high),
+                        1 => _mm512_slli_epi16::<2>(high),
+                        2 => high,
+                        _ => _mm512_srli_epi16::<2>(high),
+                    };
+                    _mm512_or_si512(_mm512_and_si512(low, four), _mm512_and_si512(high, _mm512_set1_epi8(48)))
+                }
+                _ => {
+                    let both = _mm512_loadu_si512(line(g * 4 + j % 4));
+                    let q = _mm512_and_si512(if j >= 4 { _mm512_srli_epi16::<4>(both) } else { both }, four);
+                    if F == Q4_0 {
+                        return q;
+                    }
+                    // Twice what four bits of MXFP4 stand for, and 12.
+                    let table = _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0);
+                    _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), q)
+                }
+            }
+        }
+    }
+
+    /// The panel with `R` rows, few enough that it is bound by memory: codes are taken apart in registers, sums stay there.
+    ///
+    /// # Safety
+    /// As [`panel_avx512`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+    unsafe fn few_avx512<const R: usize, const F: u8>(
+        p: &Panel,
+        space: &mut Unpacked,
+        sums: &mut [[f32; PANEL]],
+    ) {
+        let quads = if F == Q6K { 4 } else { 8 };
+        let (in_chunks, of_256) = (F == Q4K || F == Q6K, p.format.chunk_bytes(CHUNK));
+        // SAFETY: every address is within the panel, the rows or the space by the caller's promise; prefetches may go anywhere.
+        unsafe {
+            let mut rows = rows_at::<R>(p, p.rows, 0);
+            let stride = p.activations.chunk_stride();
+            let mut sum = [_mm512_setzero_ps(); R];
+            let mut at = p.bytes.as_ptr();
+            for first in (0..p.k).step_by(CHUNK) {
+                let len = CHUNK.min(p.k - first);
+                let size = if len == CHUNK { of_256 } else { p.format.chunk_bytes(len) };
+                let behind = end_of_codes(p.format, len);
+                let last = first + CHUNK >= p.k;
+                let ahead = match last {
+                    true if p.next.is_null() => at,
+                    true => p.next,
+                    false => at.add(size),
+                };
+                prefetch(ahead.wrapping_add(behind), size - behind);
+                match F {
+                    Q4K => scales_avx512(std::slice::from_raw_parts(at, size), space),
+                    Q8_0 | Q4_0 => {}
+                    _ => {
+                        let half = |bytes: &[u8; 32], to: &mut [f32; PANEL]| {
+                            let wide = _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().cast()));
+                            _mm512_storeu_ps(to.as_mut_ptr(), wide);
+                        };
+                        scales(p.format, std::slice::from_raw_parts(at, size), len, space, half);
+                    }
+                }
+                let mut within = [_mm512_setzero_ps(); R];
+                for g in 0..len / (4 * quads) {
+                    let mut acc = [_mm512_setzero_si512(); R];
+                    if F != Q4K {
+                        for r in 0..R {
+                            acc[r] = _mm512_set1_epi32(start(rows[r], g));
+                        }
+                    }
+                    for j in 0..quads {
+                        let w = line_of_codes::<F>(at, g, j);
+                        for r in 0..R {
+                            let x = rows[r].add((g * quads + j) * 4).cast::<i32>().read_unaligned();
+                            acc[r] = _mm512_dpbusd_epi32(acc[r], w, _mm512_set1_epi32(x));
+                        }
+                    }
+                    // As many lines as the group has codes.
+                    let lines = behind / 64 * 4 * quads / len;
+                    for line in 0..lines {
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add((g * lines + line) * 64).cast());
+                    }
+                    let own = match F {
+                        Q8_0 | Q4_0 => _mm512_cvtph_ps(_mm256_loadu_si256(at.add(behind + 32 * g).cast())),
+                        _ => _mm512_loadu_ps(space.scales[g].as_ptr()),
+                    };
+                    for r in 0..R {
+                        let wide = _mm512_cvtepi32_ps(acc[r]);
+                        if in_chunks {
+                            within[r] = _mm512_fmadd_ps(wide, own, within[r]);
+                        } else {
+                            let by = _mm512_mul_ps(own, _mm512_set1_ps(scale(rows[r], g)));
+                            sum[r] = _mm512_fmadd_ps(wide, by, sum[r]);
+                        }
+                    }
+                }
+                if F == Q4K {
+                    let by = _mm512_loadu_ps(space.min_scale.as_ptr());
+                    for r in 0..R {
+                        let mut acc = _mm512_setzero_si512();
+                        for pair in 0..4 {
+                            let mins = _mm512_loadu_si512(space.mins[pair].as_ptr().cast());
+                            acc = _mm512_dpwssd_epi32(acc, mins, _mm512_set1_epi32(start(rows[r], pair)));
+                        }
+                        within[r] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(acc), by, within[r]);
+                    }
+                }
+                for r in 0..R {
+                    if in_chunks {
+                        sum[r] = _mm512_fmadd_ps(within[r], _mm512_set1_ps(scale(rows[r], 0)), sum[r]);
+                    }
+                    rows[r] = rows[r].wrapping_add(stride);
+                }
+                at = at.add(size);
+            }
+            for r in 0..R {
+                _mm512_storeu_ps(sums[r].as_mut_ptr(), sum[r]);
+            }
+        }
     }
 
     /// [`scales`] of Q4_K, whose bits lie across bytes.
@@ -323,7 +472,6 @@ mod x86 {
         const R: usize,
         const QUADS: usize,
         const SPAN: usize,
-        const LINES: u8,
         const SUPER: bool,
         const MINS: bool,
     >(
@@ -336,11 +484,6 @@ mod x86 {
         // SAFETY: the rows have `len` elements, and starts and scales for their groups; prefetches may go anywhere.
         unsafe {
             let codes = chunk.codes.as_ptr();
-            let nibble = _mm512_set1_epi8(15);
-            // Twice what four bits of MXFP4 stand for, and 12.
-            let table = _mm512_broadcast_i32x4(_mm_setr_epi8(
-                12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0,
-            ));
             // A chunk's sums of a row, or the row's own.
             let mut sum = [_mm512_setzero_ps(); R];
             if !SUPER {
@@ -356,20 +499,7 @@ mod x86 {
                     }
                 }
                 for j in 0..QUADS {
-                    // Where the codes are four bits: the line, and whether they are its high ones.
-                    let (line, high) = match LINES {
-                        BYTES => (g * QUADS + j, false),
-                        GROUPS => (g / 2 * 8 + j, g % 2 == 1),
-                        _ => (g * 4 + j % 4, j >= 4),
-                    };
-                    let mut w = _mm512_loadu_si512(codes.add(line * 64).cast());
-                    if LINES != BYTES {
-                        w = if high { _mm512_srli_epi16::<4>(w) } else { w };
-                        w = _mm512_and_si512(w, nibble);
-                    }
-                    if LINES == TABLE {
-                        w = _mm512_shuffle_epi8(table, w);
-                    }
+                    let w = _mm512_loadu_si512(codes.add((g * QUADS + j) * 64).cast());
                     for r in 0..R {
                         let x = at[r].add((g * QUADS + j) * 4).cast::<i32>().read_unaligned();
                         acc[r] = _mm512_dpbusd_epi32(acc[r], w, _mm512_set1_epi32(x));
@@ -419,7 +549,7 @@ mod x86 {
                 }
             }
         };
-        let unpack = |format, bytes: &[u8], len, _apart, space: &mut Unpacked| {
+        let unpack = |format, bytes: &[u8], len, space: &mut Unpacked| {
             scales(format, bytes, len, space, half);
             std::ptr::from_ref(codes(format, bytes, len, &mut space.codes))
         };
@@ -437,7 +567,6 @@ mod x86 {
         const R: usize,
         const QUADS: usize,
         const SPAN: usize,
-        const LINES: u8,
         const SUPER: bool,
         const MINS: bool,
     >(
