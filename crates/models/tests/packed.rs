@@ -33,9 +33,10 @@ fn median_off(got: &[f32], want: &[f32], vocab: usize) -> f32 {
     offs[offs.len() / 2]
 }
 
-/// Formats that a decoder's weights are packed in.
+/// Formats that a decoder's weights are packed in, but for routers: they are always in f32.
 fn formats(decoder: &Decoder) -> Vec<Format> {
     let params = decoder.slots().iter().filter_map(|slot| match slot {
+        Slot::Param(param) if param.name().ends_with(".router") => None,
         Slot::Param(param) => param.as_packed().map(|packed| packed.format()),
         Slot::State(_) => None,
     });

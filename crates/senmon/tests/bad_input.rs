@@ -677,6 +677,7 @@ fn a_measurement_of_nothing() {
                 "runs",
             ],
         ),
+        ("generate none", &["prompt", "tokens", "batch", "runs"]),
     ] {
         for flag in flags {
             let command = format!("bench {bench} --{flag} 0 {CALM}");
@@ -693,6 +694,32 @@ fn a_measurement_of_no_experts() {
             format!("bench layer --tokens 8 --hidden 8 --intermediate 8 --runs 1 --experts {experts} {CALM}");
         refused(place.senmon(&command), &["--experts 0", "at least 1"]);
     }
+}
+
+#[test]
+fn a_measurement_of_no_model() {
+    let place = Place::new();
+    for (flags, words) in [
+        ("", &["a model or --shape"][..]),
+        ("run --shape olmoe-1b-7b", &["a model or --shape"]),
+        ("--shape olmo", &["olmo", "olmoe-1b-7b", "mixtral-8x7b"]),
+        ("--shape olmoe-1b-7b --layers 0", &["layers", "0"]),
+        ("--shape olmoe-1b-7b --layers 1 --prompt 5000", &["5000", "4096"]),
+        ("none", &["none"]),
+    ] {
+        refused(place.senmon(&format!("bench generate {flags} {CALM}")), words);
+    }
+}
+
+#[test]
+fn a_type_that_nothing_is_coded_to() {
+    let place = Place::new();
+    done(place.train("--data text --out run"));
+    let mut command = place.senmon(&format!("generate run --quantize q5_k {CALM}"));
+    let said = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    assert!(said.contains("q8_0") && said.contains("mxfp4"), "{said}");
+    let both = place.senmon(&format!("generate run --quantize q8_0 --exact {CALM}")).output().unwrap();
+    assert_eq!(both.status.code(), Some(2));
 }
 
 #[test]

@@ -21,6 +21,7 @@ const VERBS: &[&str] = &[
     "bench",
     "bench layer",
     "bench train",
+    "bench generate",
     "completions",
     "man",
 ];

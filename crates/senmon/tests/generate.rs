@@ -41,6 +41,38 @@ fn ids(json: &Value) -> Vec<u32> {
 }
 
 #[test]
+fn packed_and_exact_products_give_the_same_text() {
+    let place = with_run();
+    let text = |flags: &str| json(generate(&place, &format!("--prompt fn --temperature 0 --json {flags}")));
+    let (packed, exact) = (text(""), text("--exact"));
+    // A run's weights are in f32: both ways have the same bits.
+    assert_eq!((&packed["tokens"], &packed["text"]), (&exact["tokens"], &exact["text"]));
+    // Coded weights are others; a text comes all the same.
+    for ty in ["q8_0", "q4_0"] {
+        assert_eq!(ids(&text(&format!("--quantize {ty}"))["tokens"]).len(), 6, "{ty}");
+    }
+}
+
+#[test]
+fn the_speed_of_a_model_is_measured_beside_the_machine() {
+    let place = with_run();
+    let said = json(place.senmon(
+        "bench generate run --prompt 16 --tokens 4 --batch 1,3 --runs 1 --quantize q8_0 --json --threads 1",
+    ));
+    let cases = said["cases"].as_array().unwrap();
+    let names: Vec<&str> = cases.iter().map(|case| case["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["pp16", "tg4", "tg4 × 3"]);
+    for case in cases {
+        for figure in ["tokens_per_second", "gigabytes_per_second", "of_bandwidth", "gflops", "of_peak"] {
+            assert!(case[figure].as_f64().is_some_and(|x| x > 0.0 && x.is_finite()), "{figure}: {case}");
+        }
+    }
+    assert!(number(&said, "/read_gbs") > 0.0 && number(&said, "/peak_gflops") > 0.0);
+    // The widths of the run are whole blocks of 32, but for that of its experts.
+    assert!(said["format"].as_str().unwrap().contains("Q8_0"), "{said}");
+}
+
+#[test]
 fn the_experts_of_every_token_are_shown_and_saved() {
     let place = with_run();
     let text = "--prompt token --temperature 0";

@@ -11,7 +11,7 @@ use senmon_kernels::simd::Level;
 use senmon_models::decoder::{Decoder, Pass};
 use senmon_models::params::param_defs;
 use senmon_models::shapes;
-use senmon_models::spec::FfnSpec;
+use senmon_models::spec::{FfnSpec, ModelSpec};
 use senmon_moe::rng::Stream;
 use serde::Serialize;
 use std::fmt::Write;
@@ -58,18 +58,12 @@ impl senmon_moe::RoutingObserver for Touched {
 
 pub(in crate::commands) fn generate(args: BenchGenerateArgs) -> Result<()> {
     super::refuse_zero(&[("--runs", args.runs), ("--prompt", args.prompt), ("--tokens", args.tokens)])?;
+    args.batch.iter().try_for_each(|sequences| super::refuse_zero(&[("--batch", *sequences)]))?;
     let start = Instant::now();
     let (decoder, name) = decoder(&args)?;
     let loading = start.elapsed().as_secs_f64();
-    let spec = decoder.spec();
-    let longest = args.prompt.max(args.tokens);
-    if longest > spec.max_positions {
-        let most = spec.max_positions;
-        return Err(Failure::mistake(format!("{longest} tokens are more than the model's {most} positions")));
-    }
     let mut cases = vec![Case::new(format!("pp{}", args.prompt), args.prompt, 1, 1)];
     for &sequences in &args.batch {
-        super::refuse_zero(&[("--batch", sequences)])?;
         let name = match sequences {
             1 => format!("tg{}", args.tokens),
             _ => format!("tg{} × {sequences}", args.tokens),
@@ -140,14 +134,25 @@ pub(in crate::commands) fn generate(args: BenchGenerateArgs) -> Result<()> {
 
 /// The model, and what to call it.
 fn decoder(args: &BenchGenerateArgs) -> Result<(Decoder, String)> {
+    let fits = |spec: &ModelSpec| {
+        let (longest, most) = (args.prompt.max(args.tokens), spec.max_positions);
+        match longest > most {
+            true => {
+                Err(Failure::mistake(format!("{longest} tokens are more than the model's {most} positions")))
+            }
+            false => Ok(()),
+        }
+    };
     match (&args.model, &args.shape) {
         (Some(model), None) => {
             let opened = senmon_models::checkpoint::open(model, senmon_models::audit::Audit::Once)?;
+            fits(&opened.spec)?;
             let decoder = args.compute.decoder(&opened.spec, opened.weights)?;
             Ok((decoder, model.display().to_string()))
         }
         (None, Some(shape)) => {
             let spec = shapes::shape(shape, args.layers, args.vocab)?;
+            fits(&spec)?;
             let ty = args.compute.coded().unwrap_or(senmon_kernels::blocks::ElementType::Bf16);
             let format =
                 Format::of(ty).ok_or_else(|| Failure::mistake(format!("{ty} has no packed form")))?;
