@@ -148,13 +148,15 @@ mod x86 {
     pub(super) unsafe fn bf16_avx512<const R: usize, const V: usize>(t: &Tile, sums: &mut Sums) {
         // SAFETY: every address is within panels and rows by the caller's promise; prefetches may go anywhere.
         unsafe {
-            let panels = t.panels.map(<[u8]>::as_ptr);
-            let mut sum = [[_mm512_setzero_ps(); V]; R];
+            // Loops rather than closures, which would be calls.
+            let (mut rows, mut sum) = ([std::ptr::null::<i32>(); R], [[_mm512_setzero_ps(); V]; R]);
             for chunk in 0..t.k.div_ceil(CHUNK) {
-                let rows: [*const i32; R] =
-                    std::array::from_fn(|r| t.rows[r].wrapping_add(chunk * t.chunk_stride).cast());
+                for r in 0..R {
+                    rows[r] = t.rows[r].wrapping_add(chunk * t.chunk_stride).cast();
+                }
                 let first = chunk * CHUNK / 2;
-                let panels = panels.map(|panel| panel.wrapping_add(64 * first));
+                let [a, b] = t.panels;
+                let panels = [a.as_ptr().wrapping_add(64 * first), b.as_ptr().wrapping_add(64 * first)];
                 let ahead = t.ahead.wrapping_add(64 * first);
                 for p in 0..(t.k.div_ceil(2) - first).min(CHUNK / 2) {
                     let mut w = [_mm512_setzero_si512(); V];
@@ -255,12 +257,13 @@ mod x86 {
     unsafe fn wide_avx512<const R: usize, const V: usize, const LINE: u8>(t: &Tile, sums: &mut Sums) {
         // SAFETY: as in `bf16_avx512`.
         unsafe {
-            let panels = t.panels.map(<[u8]>::as_ptr);
-            let mut sum = [[_mm512_setzero_ps(); V]; R];
+            let panels = [t.panels[0].as_ptr(), t.panels[1].as_ptr()];
+            let (mut rows, mut sum) = ([std::ptr::null::<f32>(); R], [[_mm512_setzero_ps(); V]; R]);
             for first in (0..t.k).step_by(CHUNK) {
                 let stride = first / CHUNK * t.chunk_stride;
-                let rows: [*const f32; R] =
-                    std::array::from_fn(|r| t.rows[r].wrapping_add(stride).cast::<f32>());
+                for r in 0..R {
+                    rows[r] = t.rows[r].wrapping_add(stride).cast();
+                }
                 for p in first..t.k.min(first + CHUNK) {
                     let mut w = [_mm512_setzero_ps(); V];
                     for v in 0..V {
@@ -316,11 +319,12 @@ mod x86 {
         unsafe {
             for v in 0..V {
                 let panel = t.panels[v].as_ptr();
-                let mut sum = [[_mm256_setzero_ps(); 2]; R];
+                let (mut rows, mut sum) = ([std::ptr::null::<f32>(); R], [[_mm256_setzero_ps(); 2]; R]);
                 for first in (0..t.k).step_by(CHUNK) {
                     let stride = first / CHUNK * t.chunk_stride;
-                    let rows: [*const f32; R] =
-                        std::array::from_fn(|r| t.rows[r].wrapping_add(stride).cast::<f32>());
+                    for r in 0..R {
+                        rows[r] = t.rows[r].wrapping_add(stride).cast();
+                    }
                     for p in first..t.k.min(first + CHUNK) {
                         let at = panel.add(place::<LINE>(p));
                         _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
