@@ -262,13 +262,44 @@ mod x86 {
     const Q4K: u8 = 3;
     const Q6K: u8 = 4;
 
-    /// A line of codes, a byte each: those of quad `j` of group `g` of a chunk.
+    /// The scales of group `g` of a chunk, which stand at `behind` its codes; those of Q4_K are in the space.
+    ///
+    /// # Safety
+    /// The features; a whole chunk.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c")]
+    unsafe fn scale_of_group<const F: u8>(behind: *const u8, g: usize, space: &Unpacked) -> __m512 {
+        // SAFETY: within the chunk.
+        unsafe {
+            let sixteen = behind.wrapping_add(16 * g).cast::<__m128i>();
+            match F {
+                Q8_0 | Q4_0 => _mm512_cvtph_ps(_mm256_loadu_si256(behind.wrapping_add(32 * g).cast())),
+                Q4K => _mm512_loadu_ps(space.scales[g].as_ptr()),
+                Q6K => {
+                    let d = _mm512_cvtph_ps(_mm256_loadu_si256(behind.wrapping_add(256).cast()));
+                    _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(sixteen))))
+                }
+                _ => {
+                    // 2^(bits - 128): see `blocks::mxfp4`.
+                    let bits = _mm512_cvtepu8_epi32(_mm_loadu_si128(sixteen));
+                    let one = _mm512_set1_epi32(1);
+                    let power = _mm512_slli_epi32::<23>(_mm512_sub_epi32(bits, one));
+                    let tiny = _mm512_sllv_epi32(one, _mm512_add_epi32(bits, _mm512_set1_epi32(21)));
+                    let is_tiny = _mm512_cmplt_epi32_mask(bits, _mm512_set1_epi32(2));
+                    _mm512_castsi512_ps(_mm512_mask_blend_epi32(is_tiny, power, tiny))
+                }
+            }
+        }
+    }
+
+    /// A line of codes, a byte each: those of quad `j` of group `g` of a chunk, which is the `n`th of those whose bits lie in other
+    /// places of the same bytes.
     ///
     /// # Safety
     /// The features; a whole chunk.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn line_of_codes<const F: u8>(chunk: *const u8, g: usize, j: usize) -> __m512i {
+    unsafe fn line_of_codes<const F: u8>(chunk: *const u8, g: usize, n: usize, j: usize) -> __m512i {
         // SAFETY: within the chunk's codes.
         unsafe {
             let line = |n: usize| chunk.wrapping_add(64 * n).cast::<__m512i>();
@@ -277,11 +308,11 @@ mod x86 {
                 Q8_0 => _mm512_loadu_si512(line(g * 8 + j)),
                 Q4K => {
                     let both = _mm512_loadu_si512(line(g / 2 * 8 + j));
-                    _mm512_and_si512(if g % 2 == 1 { _mm512_srli_epi16::<4>(both) } else { both }, four)
+                    _mm512_and_si512(if n == 1 { _mm512_srli_epi16::<4>(both) } else { both }, four)
                 }
                 Q6K => {
                     // 32 quads are half of the chunk; each eighth of it has its bits at another place of the same bytes.
-                    let (half, t) = (g / 8, g % 8 * 4 + j);
+                    let (half, t) = (g / 8, n * 4 + j);
                     let part = t / 8;
                     let low = _mm512_loadu_si512(line(half * 16 + part % 2 * 8 + t % 8));
                     let low = if part >= 2 { _mm512_srli_epi16::<4>(low) } else { low };
@@ -319,6 +350,12 @@ mod x86 {
         sums: &mut [[f32; PANEL]],
     ) {
         let quads = if F == Q6K { 4 } else { 8 };
+        // As many lines of codes as a group has.
+        let lines = match F {
+            Q8_0 => 8,
+            Q6K => 3,
+            _ => 4,
+        };
         let (in_chunks, of_256) = (F == Q4K || F == Q6K, p.format.chunk_bytes(CHUNK));
         // SAFETY: every address is within the panel, the rows or the space by the caller's promise; prefetches may go anywhere.
         unsafe {
@@ -337,48 +374,44 @@ mod x86 {
                     false => at.add(size),
                 };
                 prefetch(ahead.wrapping_add(behind), size - behind);
-                match F {
-                    Q4K => scales_avx512(std::slice::from_raw_parts(at, size), space),
-                    Q8_0 | Q4_0 => {}
-                    _ => {
-                        let half = |bytes: &[u8; 32], to: &mut [f32; PANEL]| {
-                            let wide = _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().cast()));
-                            _mm512_storeu_ps(to.as_mut_ptr(), wide);
-                        };
-                        scales(p.format, std::slice::from_raw_parts(at, size), len, space, half);
-                    }
+                if F == Q4K {
+                    scales_avx512(std::slice::from_raw_parts(at, size), space);
                 }
                 let mut within = [_mm512_setzero_ps(); R];
-                for g in 0..len / (4 * quads) {
-                    let mut acc = [_mm512_setzero_si512(); R];
-                    if F != Q4K {
-                        for r in 0..R {
-                            acc[r] = _mm512_set1_epi32(start(rows[r], g));
+                // Where the bits of groups lie in bytes repeats: so many are written out, so that nothing is decided in the loop.
+                let repeat = match F {
+                    Q4K => 2,
+                    Q6K => 8,
+                    _ => 1,
+                };
+                for first in (0..len / (4 * quads)).step_by(repeat) {
+                    for within_repeat in 0..repeat {
+                        let g = first + within_repeat;
+                        let mut acc = [_mm512_setzero_si512(); R];
+                        if F != Q4K {
+                            for r in 0..R {
+                                acc[r] = _mm512_set1_epi32(start(rows[r], g));
+                            }
                         }
-                    }
-                    for j in 0..quads {
-                        let w = line_of_codes::<F>(at, g, j);
-                        for r in 0..R {
-                            let x = rows[r].add((g * quads + j) * 4).cast::<i32>().read_unaligned();
-                            acc[r] = _mm512_dpbusd_epi32(acc[r], w, _mm512_set1_epi32(x));
+                        for j in 0..quads {
+                            let w = line_of_codes::<F>(at, g, within_repeat, j);
+                            for r in 0..R {
+                                let x = rows[r].add((g * quads + j) * 4).cast::<i32>().read_unaligned();
+                                acc[r] = _mm512_dpbusd_epi32(acc[r], w, _mm512_set1_epi32(x));
+                            }
                         }
-                    }
-                    // As many lines as the group has codes.
-                    let lines = behind / 64 * 4 * quads / len;
-                    for line in 0..lines {
-                        _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add((g * lines + line) * 64).cast());
-                    }
-                    let own = match F {
-                        Q8_0 | Q4_0 => _mm512_cvtph_ps(_mm256_loadu_si256(at.add(behind + 32 * g).cast())),
-                        _ => _mm512_loadu_ps(space.scales[g].as_ptr()),
-                    };
-                    for r in 0..R {
-                        let wide = _mm512_cvtepi32_ps(acc[r]);
-                        if in_chunks {
-                            within[r] = _mm512_fmadd_ps(wide, own, within[r]);
-                        } else {
-                            let by = _mm512_mul_ps(own, _mm512_set1_ps(scale(rows[r], g)));
-                            sum[r] = _mm512_fmadd_ps(wide, by, sum[r]);
+                        for line in 0..lines {
+                            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add((g * lines + line) * 64).cast());
+                        }
+                        let own = scale_of_group::<F>(at.add(behind), g, space);
+                        for r in 0..R {
+                            let wide = _mm512_cvtepi32_ps(acc[r]);
+                            if in_chunks {
+                                within[r] = _mm512_fmadd_ps(wide, own, within[r]);
+                            } else {
+                                let by = _mm512_mul_ps(own, _mm512_set1_ps(scale(rows[r], g)));
+                                sum[r] = _mm512_fmadd_ps(wide, by, sum[r]);
+                            }
                         }
                     }
                 }
