@@ -105,14 +105,20 @@ pub fn forward_at(
     assert_eq!(lse.len(), h.batch * h.heads * h.queries, "lse is [B, heads, Sq]");
     let blocks = h.queries.div_ceil(TILE);
     let (out, lse) = (Shared::new(out), Shared::new(lse));
-    pool::for_each(h.batch * h.heads * blocks, |task| {
+    // A single query: heads that share keys are the rows of a block, and a tile of keys is packed once for all of them.
+    let group = h.heads / h.kv_heads;
+    let joint = if h.queries == 1 && group <= TILE { group } else { 1 };
+    let heads = h.heads / joint;
+    pool::for_each(h.batch * heads * blocks, |task| {
         // Later blocks see more keys: they go first.
-        let (block, rest) = (blocks - 1 - task / (h.batch * h.heads), task % (h.batch * h.heads));
-        let (b, head) = (rest / h.heads, rest % h.heads);
-        let kv_head = head / (h.heads / h.kv_heads);
+        let (block, rest) = (blocks - 1 - task / (h.batch * heads), task % (h.batch * heads));
+        let (b, head) = (rest / heads, rest % heads * joint);
+        let kv_head = head / group;
         let (i0, i1) = (block * TILE, ((block + 1) * TILE).min(h.queries));
-        let rows = i1 - i0;
-        let q = View::rows(&q[(b * h.queries + i0) * q_stride + head * d..], q_stride);
+        // Which query and head a row is.
+        let of = |r: usize| if joint > 1 { (0, head + r) } else { (i0 + r, head) };
+        let (rows, q_rows) = if joint > 1 { (joint, d) } else { (i1 - i0, q_stride) };
+        let q = View::rows(&q[(b * h.queries + i0) * q_stride + head * d..], q_rows);
         let mut scores = Buffer::stale(TILE * TILE);
         let mut o = Buffer::zeros(TILE * d);
         let (mut greatest, mut sums) = ([f32::NEG_INFINITY; TILE], [0.0f32; TILE]);
@@ -122,7 +128,7 @@ pub fn forward_at(
             let at = (b * h.keys + j0) * k_stride + kv_head * d;
             serial_at(level, rows, cols, d, q, View::rows(&k[at..], k_stride).t(), &mut scores, TILE, false);
             for r in 0..rows {
-                let (from, to) = h.seen(i0 + r);
+                let (from, to) = h.seen(of(r).0);
                 let seen = from.saturating_sub(j0).min(cols)..to.saturating_sub(j0).min(cols);
                 let row = &mut scores[r * TILE..][..cols];
                 let (m, s, factor) = online_softmax(level, row, seen, h.scale, greatest[r], sums[r]);
@@ -138,11 +144,12 @@ pub fn forward_at(
         for r in 0..rows {
             let row = &mut o[r * d..][..d];
             multiply(level, row, 1.0 / sums[r]);
+            let (i, head) = of(r);
             // SAFETY: each (sequence, head, query) is one task's.
             let (to, to_lse) = unsafe {
                 (
-                    out.part((b * h.queries + i0 + r) * out_stride + head * d, d),
-                    lse.part((b * h.heads + head) * h.queries + i0 + r, 1),
+                    out.part((b * h.queries + i) * out_stride + head * d, d),
+                    lse.part((b * h.heads + head) * h.queries + i, 1),
                 )
             };
             to.copy_from_slice(row);
