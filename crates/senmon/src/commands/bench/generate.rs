@@ -1,6 +1,5 @@
 //! `bench generate`: a prompt at once and tokens one by one, of a model or of a random one of a known shape.
 
-use super::READ;
 use crate::cli::BenchGenerateArgs;
 use crate::commands::{print, print_json};
 use crate::failure::{Failure, Result};
@@ -73,8 +72,9 @@ pub(in crate::commands) fn generate(args: BenchGenerateArgs) -> Result<()> {
     let (mut bandwidth, mut flops) = (Vec::new(), Vec::new());
     let threads = rayon::current_num_threads();
     let weights = Weights::of(&decoder);
+    let memory = super::memory()?;
     for run in 0..=args.runs {
-        bandwidth.push(peak::read_bandwidth(threads, READ));
+        bandwidth.push(peak::read_bandwidth(threads, &memory));
         flops.push(weights.peak(threads));
         for case in &mut cases {
             let seconds = case.run(&decoder, run as u64)?;

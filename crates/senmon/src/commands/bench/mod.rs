@@ -10,6 +10,7 @@ pub(super) use train::train;
 
 use crate::failure::{Failure, Result};
 use crate::ui::median;
+use senmon_files::Pages;
 use senmon_kernels::peak;
 use senmon_kernels::simd::Level;
 use senmon_moe::rng::Stream;
@@ -19,18 +20,30 @@ use std::time::Instant;
 /// Bytes read by a measurement of bandwidth: far beyond any last cache.
 const READ: usize = 512 << 20;
 
+/// Memory to measure the bandwidth on: in large pages, as packed weights are, and written.
+fn memory() -> Result<Pages> {
+    let mut memory = Pages::zeroed(READ)
+        .map_err(|e| Failure::mistake(format!("no memory to measure the bandwidth on: {e}")))?;
+    memory.fill(1);
+    Ok(memory)
+}
+
 /// The machine's limits, as measured between the runs.
-#[derive(Default)]
 struct Peaks {
+    memory: Pages,
     flops: Vec<f64>,
     bandwidth: Vec<f64>,
 }
 
 impl Peaks {
+    fn new() -> Result<Self> {
+        Ok(Self { memory: memory()?, flops: Vec::new(), bandwidth: Vec::new() })
+    }
+
     fn measure(&mut self) {
         let threads = rayon::current_num_threads();
         self.flops.push(peak::f32_flops(Level::current(), threads));
-        self.bandwidth.push(peak::read_bandwidth(threads, READ));
+        self.bandwidth.push(peak::read_bandwidth(threads, &self.memory));
     }
 
     /// Operations per second.
@@ -102,7 +115,7 @@ impl Case {
 
 /// Runs all cases in turn, `runs` times after one that does not count, so that a machine that slows down slows all.
 fn alternate(cases: &mut [Case], runs: usize) -> Result<Peaks> {
-    let mut peaks = Peaks::default();
+    let mut peaks = Peaks::new()?;
     for case in cases.iter_mut() {
         case.run()?;
     }
