@@ -29,8 +29,6 @@ pub struct Packings {
     head: Option<Plan>,
     /// Bytes in memory of all of them.
     pub bytes: u64,
-    /// Parameters that would be multiplied as they are stored, by name.
-    pub left: Vec<String>,
 }
 
 /// Rows of the matrices that a parameter is multiplied as (0: as it is stored), if its products can be with packed weights.
@@ -90,31 +88,24 @@ impl Packings {
         let columns = |def: &ParamDef| def.shape.last().copied().unwrap_or(0);
         let bytes = |plan: &Plan, def: &ParamDef| plan.bytes(columns(def)) as u64;
         let all = defs.iter().zip(&plans);
-        let mut sum: u64 = all.clone().filter_map(|(def, plan)| Some(bytes(plan.as_ref()?, def))).sum();
+        let mut sum: u64 = all.filter_map(|(def, plan)| Some(bytes(plan.as_ref()?, def))).sum();
         if let (Some(at), Some(head)) = (embedding, &head) {
             sum += bytes(head, &defs[at]);
         }
-        let left = all
-            .filter(|(def, plan)| plan.is_none() && rows(spec, def).is_some())
-            .map(|(def, _)| def.name.clone())
-            .collect();
-        Self { plans, head, bytes: sum, left }
+        Self { plans, head, bytes: sum }
     }
 
     /// Packs them; a head that is the embedding comes by itself. Memory of files that they were read from is let go of as they
     /// are packed.
     pub fn pack(self, spec: &ModelSpec, weights: Vec<Weight>) -> Result<(Vec<Weight>, Option<PackedWeight>)> {
-        let mut head = None;
-        if let Some(plan) = &self.head
-            && let Some(Weight::Stored(stored)) = weights.first()
-        {
-            head = Some(PackedWeight::new(stored, plan)?);
-        }
-        if weights.len() != self.plans.len() || param_defs(spec).first().is_none_or(|def| def.name != "embed")
-        {
+        let defs = param_defs(spec);
+        if weights.len() != self.plans.len() || defs.first().is_none_or(|def| def.name != "embed") {
             return Err(ModelError::Internal { what: "the weights are not those of the plan".into() });
         }
-        let defs = param_defs(spec);
+        let head = match (&self.head, weights.first()) {
+            (Some(plan), Some(Weight::Stored(stored))) => Some(PackedWeight::new(stored, plan)?),
+            _ => None,
+        };
         let packed = weights.into_iter().zip(self.plans).zip(&defs).map(|((weight, plan), def)| {
             Ok(match (weight, plan) {
                 (Weight::Stored(stored), Some(plan)) => Weight::Packed(PackedWeight::new(&stored, &plan)?),

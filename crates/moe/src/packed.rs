@@ -28,11 +28,6 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// How its elements will be held.
-    pub fn format(&self) -> Format {
-        self.format
-    }
-
     /// Bytes that it takes for sums of `k` elements.
     pub fn bytes(&self, k: usize) -> usize {
         self.pieces.iter().map(|(_, _, rows)| self.format.bytes(*rows, k)).sum()
@@ -69,9 +64,7 @@ impl PackedWeight {
     pub fn new(stored: &Stored, plan: &Plan) -> Result<Self> {
         let k = stored.shape().last().copied().unwrap_or(0);
         let bytes = plan.bytes(k);
-        let mut memory = Pages::zeroed(bytes).map_err(|e| MoeError::Config {
-            what: format!("no memory for {bytes} bytes of packed weights: {e}"),
-        })?;
+        let mut memory = pages(bytes)?;
         let (matrices, mut rest) = (stored.matrices(), &mut memory[..]);
         for (at, (part, first, rows)) in plan.pieces.iter().enumerate() {
             let (out, behind) = rest.split_at_mut(plan.format.bytes(*rows, k));
@@ -97,8 +90,7 @@ impl PackedWeight {
         let k = shape.last().copied().unwrap_or(0);
         let matrices = Matrix::each(values, rows, k);
         let size = format.bytes(rows, k);
-        let mut memory = Pages::zeroed(size * matrices.len())
-            .map_err(|e| MoeError::Config { what: format!("no memory for packed weights: {e}") })?;
+        let mut memory = pages(size * matrices.len())?;
         for (m, out) in matrices.iter().zip(memory.chunks_exact_mut(size)) {
             pack(format, *m, out);
         }
@@ -115,8 +107,7 @@ impl PackedWeight {
     ) -> Result<Self> {
         let (k, count) = (shape.last().copied().unwrap_or(0), shape.iter().rev().skip(1).product::<usize>());
         let rows = vec![rows; count / rows.max(1)];
-        let mut memory = Pages::zeroed(rows.iter().map(|rows| format.bytes(*rows, k)).sum())
-            .map_err(|e| MoeError::Config { what: format!("no memory for packed weights: {e}") })?;
+        let mut memory = pages(rows.iter().map(|rows| format.bytes(*rows, k)).sum())?;
         fill(&mut memory);
         Ok(Self { shape: shape.to_vec(), format, rows, memory, decoded: OnceLock::new() })
     }
@@ -164,4 +155,10 @@ impl PackedWeight {
             tensor.expect("there are as many values as the shape has")
         })
     }
+}
+
+/// Memory for packed weights.
+fn pages(bytes: usize) -> Result<Pages> {
+    Pages::zeroed(bytes)
+        .map_err(|e| MoeError::Config { what: format!("no memory for {bytes} bytes of packed weights: {e}") })
 }

@@ -522,11 +522,6 @@ fn coded_type(text: &str) -> Result<ElementType, String> {
 }
 
 impl ComputeArgs {
-    /// The type of `--quantize`.
-    pub fn coded(&self) -> Option<ElementType> {
-        self.quantize
-    }
-
     /// A decoder of these weights that multiplies so. A model that would not fit into memory packed runs as it is stored, and that is
     /// said.
     pub fn decoder(&self, spec: &ModelSpec, weights: Vec<Weight>) -> crate::failure::Result<Decoder> {

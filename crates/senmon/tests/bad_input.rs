@@ -704,6 +704,7 @@ fn a_measurement_of_no_model() {
         ("run --shape olmoe-1b-7b", &["a model or --shape"]),
         ("--shape olmo", &["olmo", "olmoe-1b-7b", "mixtral-8x7b"]),
         ("--shape olmoe-1b-7b --layers 0", &["layers", "0"]),
+        ("--shape olmoe-1b-7b --exact", &["--exact", "--shape"]),
         ("--shape olmoe-1b-7b --layers 1 --prompt 5000", &["5000", "4096"]),
         ("none", &["none"]),
     ] {

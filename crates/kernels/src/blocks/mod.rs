@@ -12,6 +12,7 @@ mod mxfp4;
 mod types;
 
 pub use floats::{bf16_to_f32, e8m0_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, fp8_e4m3_to_f32};
+pub(crate) use mxfp4::half_scale;
 pub use types::{ElementType, ggml_type_name};
 
 use crate::simd::Level;

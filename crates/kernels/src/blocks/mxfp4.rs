@@ -28,7 +28,7 @@ by_level! {
 
 /// 2^(bits - 128). There is no NaN: 255 is a power like any other, as in ggml.
 #[inline(always)]
-fn half_scale(bits: u8) -> f32 {
+pub(crate) fn half_scale(bits: u8) -> f32 {
     let bits = u32::from(bits);
     f32::from_bits(if bits < 2 { 1 << (21 + bits) } else { (bits - 1) << 23 })
 }

@@ -4,6 +4,7 @@
 //! at once is then close together, on few pages of memory.
 
 use super::{CHUNK, Format};
+use crate::blocks::{bf16_to_f32, f32_to_bf16};
 use crate::by_level;
 use crate::pool::{self, Shared};
 use crate::simd::{Dots, Level};
@@ -70,13 +71,6 @@ pub(super) fn form(level: Level, format: Format) -> Form {
 
 impl Activations {
     /// Brings `x` \[M, K\] to the form that weights of `format` are multiplied with at `level`.
-    pub fn new(level: Level, format: Format, x: &[f32], k: usize) -> Self {
-        let mut this = Self::default();
-        this.fill(level, format, x, k);
-        this
-    }
-
-    /// [`new`](Self::new), in memory that is there.
     pub fn fill(&mut self, level: Level, format: Format, x: &[f32], k: usize) {
         assert!(format.fits(k), "rows of {k} elements for weights in {format:?}");
         assert!(x.len().is_multiple_of(k), "{} elements are no rows of {k}", x.len());
@@ -225,18 +219,10 @@ fn numbers<T: Number>(words: &mut [u64], at: usize, count: usize) -> &mut [T] {
     unsafe { std::slice::from_raw_parts_mut(start.byte_add(at), count) }
 }
 
-/// The bits of the bf16 that is nearest, ties to even; a NaN stays one.
-#[inline(always)]
-fn nearest(x: f32) -> u32 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
-}
-
 by_level! {
     fn narrow(x: &[f32], to: &mut [u16]) {
         for (to, x) in to.iter_mut().zip(x) {
-            *to = nearest(*x) as u16;
+            *to = f32_to_bf16(*x);
         }
     }
 }
@@ -244,7 +230,7 @@ by_level! {
 by_level! {
     fn round(x: &[f32], to: &mut [f32]) {
         for (to, x) in to.iter_mut().zip(x) {
-            *to = f32::from_bits(nearest(*x) << 16);
+            *to = bf16_to_f32(f32_to_bf16(*x));
         }
     }
 }

@@ -62,16 +62,11 @@ pub(super) fn sums(level: Level, pair: Pair, ahead: Option<Pair>, a: View, rows:
     assert!(rows.len() <= ROWS && w.k == a.k(), "{} rows of {} elements", rows.len(), a.k());
     assert!(rows.iter().all(|row| (*row as usize) < a.rows()), "rows of {}", a.rows());
     if w.format.is_coded() {
-        let each = [Some(pair.first), pair.second];
+        let each = pair.panels();
+        let count = 1 + usize::from(pair.second.is_some());
         let then = ahead.map_or(std::ptr::null(), |pair| pair.panels()[0].as_ptr());
-        for ((w, index), sums) in each.into_iter().flatten().zip(&mut space.sums) {
-            let next = match pair.second {
-                Some((second, at)) if (second.data.as_ptr(), at) != (w.data.as_ptr(), index) => {
-                    second.panel(at).as_ptr()
-                }
-                _ => then,
-            };
-            let bytes = w.panel(index);
+        for (v, sums) in space.sums[..count].iter_mut().enumerate() {
+            let (bytes, next) = (each[v], if v + 1 < count { each[v + 1].as_ptr() } else { then });
             let panel = ints::Panel { format: w.format, k: w.k, bytes, activations: a, rows, next };
             ints::panel(level, &panel, &mut space.unpacked, &mut sums[..rows.len()]);
         }

@@ -1,6 +1,7 @@
 //! A chunk of a coded panel, brought to what the kernels of 8-bit products read: a byte for each code, scales in f32.
 
 use super::{CHUNK, Format, PANEL};
+use crate::blocks::half_scale;
 
 /// What a chunk becomes.
 #[repr(C, align(64))]
@@ -113,9 +114,7 @@ pub(super) fn scales(
         Format::Mxfp4 => {
             for (scales, to) in rest.as_chunks::<PANEL>().0.iter().zip(&mut to.scales[..groups]) {
                 for i in 0..PANEL {
-                    // 2^(bits - 128): see `blocks::mxfp4`.
-                    let bits = u32::from(scales[i]);
-                    to[i] = f32::from_bits(if bits < 2 { 1 << (21 + bits) } else { (bits - 1) << 23 });
+                    to[i] = half_scale(scales[i]);
                 }
             }
         }

@@ -150,10 +150,13 @@ fn decoder(args: &BenchGenerateArgs) -> Result<(Decoder, String)> {
             let decoder = args.compute.decoder(&opened.spec, opened.weights)?;
             Ok((decoder, model.display().to_string()))
         }
+        (None, Some(_)) if args.compute.exact => {
+            Err(Failure::mistake("--shape makes packed weights: --exact is for models"))
+        }
         (None, Some(shape)) => {
             let spec = shapes::shape(shape, args.layers, args.vocab)?;
             fits(&spec)?;
-            let ty = args.compute.coded().unwrap_or(senmon_kernels::blocks::ElementType::Bf16);
+            let ty = args.compute.quantize.unwrap_or(senmon_kernels::blocks::ElementType::Bf16);
             let format =
                 Format::of(ty).ok_or_else(|| Failure::mistake(format!("{ty} has no packed form")))?;
             let decoder = Decoder::run(&spec, shapes::random_weights(&spec, format, 0)?)?;
