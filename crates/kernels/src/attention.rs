@@ -12,6 +12,7 @@ use crate::gemm::{View, serial_at};
 use crate::lanes;
 use crate::math::exp;
 use crate::pool::{self, Shared};
+use crate::profile;
 use crate::simd::Level;
 
 /// Queries of a block, and keys of a tile.
@@ -96,6 +97,7 @@ pub fn forward_at(
     out_stride: usize,
     lse: &mut [f32],
 ) {
+    let _span = profile::span("attention");
     h.check();
     let d = h.head_dim;
     check_rows("q", q.len(), h.batch * h.queries, q_stride, h.heads * d);
@@ -221,6 +223,7 @@ pub fn backward_at(
     d_k: usize,
     d_v: usize,
 ) {
+    let _span = profile::span("attention");
     h.check();
     assert_eq!(h.queries, h.keys, "backward takes whole sequences");
     let (s, dim) = (h.queries, h.head_dim);

@@ -4,6 +4,7 @@
 use crate::buffers::Buffer;
 use crate::gemm::{View, serial};
 use crate::pool::{self, Shared};
+use crate::profile;
 
 /// Queries of a task.
 const BLOCK: usize = 64;
@@ -38,6 +39,7 @@ pub struct Pass<'a> {
 /// `out` \[Sq, A\] from `q` \[Sq, A\], `k` and `v` \[Sk, A\]. Each row is computed by itself, in one order: a query gets the same
 /// bits alone as among others.
 pub fn attend(pass: &Pass, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) {
+    let _span = profile::span("attention");
     let (d, a) = (pass.head_dim, pass.heads * pass.head_dim);
     assert!(a > 0 && q.len() == out.len() && k.len() == v.len(), "q and out, k and v are of one size");
     let (queries, keys) = (q.len() / a, k.len() / a);

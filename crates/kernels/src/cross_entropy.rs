@@ -2,10 +2,11 @@
 
 use crate::buffers::Buffer;
 use crate::by_level;
-use crate::gemm::{self, View};
+use crate::gemm::{self, Precision, View};
 use crate::lanes;
 use crate::math::exp;
 use crate::pool::{self, Shared};
+use crate::profile;
 use crate::simd::Level;
 
 /// The target of a token that has none.
@@ -27,8 +28,10 @@ pub struct Grads<'a> {
 /// The loss of each token, in nats: `losses` \[T\] = -log softmax(`x`·`w`ᵀ)\[target\], 0 where the target is [`IGNORE`]; with
 /// `x` \[T, H\], `w` \[V, H\], `targets` \[T\].
 ///
-/// Panics when lengths do not fit or a target is not below V.
+/// Products are of the given precision, forward and backward; the rest is f32. Panics when lengths do not fit or a target is
+/// not below V.
 pub fn linear_cross_entropy(
+    precision: Precision,
     x: &[f32],
     w: &[f32],
     hidden: usize,
@@ -36,6 +39,7 @@ pub fn linear_cross_entropy(
     losses: &mut [f32],
     mut grads: Option<Grads>,
 ) {
+    let _span = profile::span("softmax and loss");
     let (tokens, vocab) = (targets.len(), w.len() / hidden.max(1));
     assert_eq!(x.len(), tokens * hidden, "x is [T, H]");
     assert_eq!(losses.len(), tokens, "losses is [T]");
@@ -50,7 +54,7 @@ pub fn linear_cross_entropy(
         let x = View::rows(&x[first * hidden..][..rows * hidden], hidden);
         let w = View::rows(w, hidden);
         let logits = &mut logits[..rows * vocab];
-        gemm::parallel(rows, vocab, hidden, x, w.t(), logits, vocab, false);
+        gemm::parallel(precision, rows, vocab, hidden, x, w.t(), logits, vocab, false);
         let scale = grads.as_ref().map(|grads| grads.scale);
         {
             let (logits, losses) = (Shared::new(logits), Shared::new(&mut losses[first..first + rows]));
@@ -63,9 +67,9 @@ pub fn linear_cross_entropy(
         if let Some(grads) = &mut grads {
             let d = View::rows(logits, vocab);
             let dx = &mut grads.dx[first * hidden..][..rows * hidden];
-            gemm::parallel(rows, hidden, vocab, d, w, dx, hidden, false);
+            gemm::parallel(precision, rows, hidden, vocab, d, w, dx, hidden, false);
             if let Some(dw) = &mut grads.dw {
-                gemm::parallel(vocab, hidden, rows, d.t(), x, dw, hidden, true);
+                gemm::parallel(precision, vocab, hidden, rows, d.t(), x, dw, hidden, true);
             }
         }
     }
@@ -138,12 +142,12 @@ mod tests {
             let targets: Vec<u32> =
                 (0..tokens).map(|t| if t % 3 == 2 { IGNORE } else { random.below(vocab) as u32 }).collect();
             let mut losses = vec![f32::NAN; tokens];
-            linear_cross_entropy(&x, &w, hidden, &targets, &mut losses, None);
+            linear_cross_entropy(Precision::F32, &x, &w, hidden, &targets, &mut losses, None);
             assert_close("loss", &losses, &plain(&wide(&x), &wide(&w), hidden, &targets), 1e-5);
             let (mut dx, mut dw) = (vec![f32::NAN; x.len()], vec![1.0; w.len()]);
             let mut again = vec![f32::NAN; tokens];
             let grads = Grads { scale: 0.25, dx: &mut dx, dw: Some(&mut dw) };
-            linear_cross_entropy(&x, &w, hidden, &targets, &mut again, Some(grads));
+            linear_cross_entropy(Precision::F32, &x, &w, hidden, &targets, &mut again, Some(grads));
             prop_assert_eq!(&again, &losses);
             let sum = |x: &[f64], w: &[f64]| 0.25 * plain(x, w, hidden, &targets).iter().sum::<f64>();
             assert_close("dx", &dx, &finite_differences(&x, |x| sum(x, &wide(&w))), 1e-5);
@@ -162,7 +166,7 @@ mod tests {
             let mut losses = vec![0.0; tokens];
             let (mut dx, mut dw) = (vec![0.0; x.len()], vec![0.0; w.len()]);
             let grads = Grads { scale: 1.0, dx: &mut dx, dw: Some(&mut dw) };
-            linear_cross_entropy(&x, &w, hidden, &targets, &mut losses, Some(grads));
+            linear_cross_entropy(Precision::F32, &x, &w, hidden, &targets, &mut losses, Some(grads));
             assert_close("loss", &losses, &plain(&wide(&x), &wide(&w), hidden, &targets), 1e-5);
             [losses, dx, dw].concat()
         });
@@ -171,11 +175,11 @@ mod tests {
     #[test]
     fn what_is_not_finite_shows() {
         let mut losses = [0.0];
-        linear_cross_entropy(&[f32::NAN], &[1.0, 2.0], 1, &[0], &mut losses, None);
+        linear_cross_entropy(Precision::F32, &[f32::NAN], &[1.0, 2.0], 1, &[0], &mut losses, None);
         assert!(!losses[0].is_finite());
         let mut dx = [0.0];
         let grads = Grads { scale: 1.0, dx: &mut dx, dw: None };
-        linear_cross_entropy(&[1.0], &[1.0, f32::NAN], 1, &[0], &mut losses, Some(grads));
+        linear_cross_entropy(Precision::F32, &[1.0], &[1.0, f32::NAN], 1, &[0], &mut losses, Some(grads));
         assert!(!losses[0].is_finite());
     }
 }

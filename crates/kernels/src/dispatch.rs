@@ -25,6 +25,7 @@ pub struct Dispatch {
 impl Dispatch {
     /// Groups the picks `experts` \[T, K\], ids below `count` or [`EMPTY`]. `None` when an id is out of range, or `experts` is not T·K long.
     pub fn new(experts: &[u32], slots: usize, count: usize) -> Option<Self> {
+        let _span = crate::profile::span("grouping by expert");
         if slots == 0 || !experts.len().is_multiple_of(slots) || experts.len() >= EMPTY as usize {
             return None;
         }

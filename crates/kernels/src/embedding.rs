@@ -2,12 +2,14 @@
 
 use crate::dispatch::Dispatch;
 use crate::pool::{self, Shared};
+use crate::profile;
 
 /// Rows of a task.
 const BLOCK: usize = 64;
 
 /// `x` \[T, H\] = the rows of `table` \[V, H\] at `tokens` \[T\]. Panics at a token that the table does not have.
 pub fn forward(table: &[f32], hidden: usize, tokens: &[u32], x: &mut [f32]) {
+    let _span = profile::span("embedding");
     assert_eq!(x.len(), tokens.len() * hidden, "x is [T, H]");
     let x = Shared::new(x);
     pool::for_each(tokens.len().div_ceil(BLOCK), |block| {
@@ -22,6 +24,7 @@ pub fn forward(table: &[f32], hidden: usize, tokens: &[u32], x: &mut [f32]) {
 /// Adds each row of `dx` \[T, H\] to its token's row of `d_table` \[V, H\], in the order of the tokens. Panics at a token
 /// that the table does not have.
 pub fn backward(dx: &[f32], hidden: usize, tokens: &[u32], d_table: &mut [f32]) {
+    let _span = profile::span("embedding");
     assert_eq!(dx.len(), tokens.len() * hidden, "dx is [T, H]");
     if hidden == 0 || tokens.is_empty() {
         return;

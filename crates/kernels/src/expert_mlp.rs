@@ -12,8 +12,9 @@ use crate::buffers::Buffer;
 use crate::by_level;
 use crate::dispatch::{Dispatch, EMPTY};
 use crate::elements::Matrix;
-use crate::gemm::{self, Operand, Product};
+use crate::gemm::{self, Arithmetic, Operand, Product};
 use crate::pool::{self, Shared};
+use crate::profile;
 use crate::simd::Level;
 
 /// Rows that one task of an element-wise pass takes.
@@ -41,7 +42,7 @@ impl Shape {
 
 /// The first half: `x` \[T, H\], `w` the experts' matrices, E of \[P, H\] or, gate and up apart, 2·E of \[I, H\], `bias` \[E, P\] (none: 0) → `pre` \[N, P\], `a` \[N, I\].
 pub fn up(
-    level: Level,
+    arithmetic: impl Into<Arithmetic>,
     d: &Dispatch,
     s: Shape,
     x: &[f32],
@@ -50,6 +51,8 @@ pub fn up(
     pre: &mut [f32],
     a: &mut [f32],
 ) {
+    let arithmetic = arithmetic.into();
+    let level = arithmetic.level;
     let (h, i, p) = (s.hidden, s.intermediate, s.pre());
     expect("x", x.len(), d.tokens * h);
     let apart = s.gated && w.len() == 2 * d.experts();
@@ -86,7 +89,7 @@ pub fn up(
     let of: Vec<(usize, Option<&[f32]>)> =
         d.touched().map(|e| (d.rows_of(e).start, bias.map(|bias| &bias[e * p..][..p]))).collect();
     let a = Shared::new(a);
-    gemm::run_all(level, &products, pre, |mut tile| {
+    gemm::run_all(arithmetic, &products, pre, |mut tile| {
         let cols = tile.cols.clone();
         let (first, bias) = of[tile.product];
         for row in tile.rows.clone() {
@@ -118,7 +121,7 @@ fn add(x: &mut [f32], bias: &[f32]) {
 /// Backward of [`up`] (the gradient of a bias is not made): `da` \[N, I\] is the gradient of `a`; `pre` is overwritten by its own gradient; `dx` \[T, H\] is
 /// written, and `dw` \[E, P, H\] is added to where it is wanted.
 pub fn up_backward(
-    level: Level,
+    arithmetic: impl Into<Arithmetic>,
     d: &Dispatch,
     s: Shape,
     x: &[f32],
@@ -128,6 +131,9 @@ pub fn up_backward(
     dx: &mut [f32],
     dw: Option<&mut [f32]>,
 ) {
+    let _span = profile::span("experts, around products");
+    let arithmetic = arithmetic.into();
+    let level = arithmetic.level;
     let (h, i, p) = (s.hidden, s.intermediate, s.pre());
     expect("x", x.len(), d.tokens * h);
     expect("w", w.len(), d.experts() * p * h);
@@ -165,7 +171,7 @@ pub fn up_backward(
                 }
             })
             .collect();
-        gemm::run_all(level, &products, c, |_| {});
+        gemm::run_all(arithmetic, &products, c, |_| {});
     };
     if d.is_identity() {
         products(dx);
@@ -194,14 +200,14 @@ pub fn up_backward(
                 }
             })
             .collect();
-        gemm::run_all(level, &products, dw, |_| {});
+        gemm::run_all(arithmetic, &products, dw, |_| {});
     }
 }
 
 /// The second half: `a` \[N, I\], `w` the experts' matrices \[H, I\], `bias` \[E, H\] (none: 0), `weights` \[T, K\] (none: all 1) → `y` \[T, H\], the
 /// weighted sum of each token's rows, in the order of its slots.
 pub fn down(
-    level: Level,
+    arithmetic: impl Into<Arithmetic>,
     d: &Dispatch,
     s: Shape,
     a: &[f32],
@@ -210,6 +216,8 @@ pub fn down(
     weights: Option<&[f32]>,
     y: &mut [f32],
 ) {
+    let arithmetic = arithmetic.into();
+    let level = arithmetic.level;
     let (h, i) = (s.hidden, s.intermediate);
     expect("a", a.len(), d.rows() * i);
     expect("w", w.len(), d.experts());
@@ -238,7 +246,7 @@ pub fn down(
                 }
             })
             .collect();
-        gemm::run_all(level, &products, c, |mut tile| {
+        gemm::run_all(arithmetic, &products, c, |mut tile| {
             let Some(bias) = bias else { return };
             let (cols, at) = (tile.cols.clone(), of[tile.product] * h);
             for row in tile.rows.clone() {
@@ -258,7 +266,7 @@ pub fn down(
 /// Backward of [`down`] (the gradient of a bias is not made): `dy` \[T, H\] → `da` \[N, I\] written, `d_weights` \[T, K\] written (0 in empty slots) where there
 /// are weights, `dw` \[E, H, I\] added to where it is wanted.
 pub fn down_backward(
-    level: Level,
+    arithmetic: impl Into<Arithmetic>,
     d: &Dispatch,
     s: Shape,
     a: &[f32],
@@ -269,6 +277,9 @@ pub fn down_backward(
     d_weights: Option<&mut [f32]>,
     dw: Option<&mut [f32]>,
 ) {
+    let _span = profile::span("experts, around products");
+    let arithmetic = arithmetic.into();
+    let level = arithmetic.level;
     let (h, i) = (s.hidden, s.intermediate);
     expect("a", a.len(), d.rows() * i);
     expect("w", w.len(), d.experts() * h * i);
@@ -299,7 +310,7 @@ pub fn down_backward(
                 }
             })
             .collect();
-        gemm::run_all(level, &products, dw, |_| {});
+        gemm::run_all(arithmetic, &products, dw, |_| {});
     }
     let products: Vec<Product> = d
         .touched()
@@ -319,7 +330,7 @@ pub fn down_backward(
             }
         })
         .collect();
-    gemm::run_all(level, &products, da, |_| {});
+    gemm::run_all(arithmetic, &products, da, |_| {});
     let Some(row_weights) = row_weights else { return };
     // Here `da` is still the gradient of an unweighted row: its product with `a` is the weight's gradient.
     let mut dots = vec![0.0; d.rows()];
@@ -348,6 +359,7 @@ pub(crate) fn combine(
     y: &mut [f32],
     h: usize,
 ) {
+    let _span = profile::span("combine");
     if let Some(weights) = weights {
         expect("weights", weights.len(), d.tokens * d.slots);
     }

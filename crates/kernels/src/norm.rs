@@ -9,6 +9,7 @@ use crate::lanes;
 use crate::layout::Rows;
 use crate::math::fma;
 use crate::pool::{self, Shared};
+use crate::profile;
 use crate::simd::Level;
 
 /// Rows of a task, and of a partial sum of the weights' gradient: a constant, so that the bits of those sums do not
@@ -44,6 +45,7 @@ pub fn rms_forward_at(
     y_stride: usize,
     inv_rms: &mut [f32],
 ) {
+    let _span = profile::span("norms");
     rows.check("x", x.len(), x_stride);
     rows.check("y", y.len(), y_stride);
     assert_eq!(weight.len(), rows.width, "weight is [width]");
@@ -83,6 +85,7 @@ by_level! {
 
 /// [`rms_forward`] with y in the place of x and nothing saved: for inference. Same bits.
 pub fn rms_in_place(rows: Rows, x: &mut [f32], x_stride: usize, weight: &[f32], eps: f32) {
+    let _span = profile::span("norms");
     rows.check("x", x.len(), x_stride);
     assert_eq!(weight.len(), rows.width, "weight is [width]");
     let x = Shared::new(x);
@@ -165,6 +168,7 @@ pub fn rms_backward_at(
     accumulate: bool,
     dweight: Option<&mut [f32]>,
 ) {
+    let _span = profile::span("norms");
     rows.check("dy", dy.len(), dy_stride);
     rows.check("x", x.len(), x_stride);
     rows.check("dx", dx.len(), dx_stride);
@@ -252,6 +256,7 @@ pub fn layer_forward_at(
     mean: &mut [f32],
     inv_std: &mut [f32],
 ) {
+    let _span = profile::span("norms");
     rows.check("x", x.len(), x_stride);
     rows.check("y", y.len(), y_stride);
     assert_eq!(weight.len(), rows.width, "weight is [width]");
@@ -364,6 +369,7 @@ pub fn layer_backward_at(
     dweight: Option<&mut [f32]>,
     dbias: Option<&mut [f32]>,
 ) {
+    let _span = profile::span("norms");
     rows.check("dy", dy.len(), dy_stride);
     rows.check("x", x.len(), x_stride);
     rows.check("dx", dx.len(), dx_stride);

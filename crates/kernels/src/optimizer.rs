@@ -3,6 +3,7 @@
 use crate::by_level;
 use crate::lanes;
 use crate::pool::{self, Shared};
+use crate::profile;
 use crate::simd::Level;
 
 /// Elements of a task; also the blocks of the sum of squares, so it must not depend on the number of threads.
@@ -10,6 +11,7 @@ const BLOCK: usize = 1 << 14;
 
 /// Σ x² in f64, over blocks joined in a fixed tree. Not finite when an element is not finite (or their squares overflow).
 pub fn sum_of_squares(x: &[f32]) -> f64 {
+    let _span = profile::span("optimiser");
     let blocks = x.len().div_ceil(BLOCK);
     let mut partials = vec![0.0f64; blocks];
     let shared = Shared::new(&mut partials);
@@ -76,6 +78,7 @@ struct Factors {
 
 /// Applies a step to `p` with gradient `g` and moments `m`, `v`. Panics when the lengths differ.
 pub fn adamw(step: &AdamW, p: &mut [f32], g: &mut [f32], m: &mut [f32], v: &mut [f32]) {
+    let _span = profile::span("optimiser");
     assert!(g.len() == p.len() && m.len() == p.len() && v.len() == p.len(), "adamw: lengths differ");
     let t = step.step as f64;
     let factors = Factors {

@@ -1,5 +1,6 @@
 //! Work for the threads of the rayon pool that the caller runs in.
 
+use crate::profile;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Runs `task(0)`, …, `task(count - 1)`, each once, on the threads of the current pool, in no given order.
@@ -8,19 +9,24 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// write only what is its own; what it writes must not depend on which thread runs it.
 pub fn for_each(count: usize, task: impl Fn(usize) + Sync) {
     let threads = rayon::current_num_threads().min(count);
+    let part = profile::current();
     if threads <= 1 {
+        let _share = profile::share(part);
         for index in 0..count {
             task(index);
         }
         return;
     }
     let next = AtomicUsize::new(0);
-    let worker = || loop {
-        let index = next.fetch_add(1, Ordering::Relaxed);
-        if index >= count {
-            break;
+    let worker = || {
+        let _share = profile::share(part);
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                break;
+            }
+            task(index);
         }
-        task(index);
     };
     rayon::scope(|scope| {
         for _ in 1..threads {
@@ -36,8 +42,10 @@ pub fn for_each(count: usize, task: impl Fn(usize) + Sync) {
 pub fn for_each_ahead(count: usize, task: impl Fn(usize, Option<usize>) + Sync) {
     let threads = rayon::current_num_threads().min(count);
     let next = AtomicUsize::new(0);
+    let part = profile::current();
     let claim = || Some(next.fetch_add(1, Ordering::Relaxed)).filter(|index| *index < count);
     let worker = || {
+        let _share = profile::share(part);
         let mut claimed = claim();
         while let Some(index) = claimed {
             claimed = claim();

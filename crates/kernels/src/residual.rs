@@ -2,6 +2,7 @@
 
 use crate::by_level;
 use crate::pool::{self, Shared};
+use crate::profile;
 use crate::simd::Level;
 
 /// Elements of a task.
@@ -19,6 +20,7 @@ fn in_blocks(out: &mut [f32], work: impl Fn(std::ops::Range<usize>, &mut [f32]) 
 
 /// `out = a + b`. Panics when the lengths differ.
 pub fn add(a: &[f32], b: &[f32], out: &mut [f32]) {
+    let _span = profile::span("residual sums");
     assert!(
         a.len() == out.len() && b.len() == out.len(),
         "add: lengths {}, {}, {}",
@@ -31,6 +33,7 @@ pub fn add(a: &[f32], b: &[f32], out: &mut [f32]) {
 
 /// `into += x`. Panics when the lengths differ.
 pub fn add_to(into: &mut [f32], x: &[f32]) {
+    let _span = profile::span("residual sums");
     assert_eq!(into.len(), x.len(), "add_to: lengths");
     in_blocks(into, |range, into| accumulate(Level::current(), &x[range], into));
 }
@@ -39,6 +42,7 @@ pub fn add_to(into: &mut [f32], x: &[f32]) {
 ///
 /// Panics when `to` has rows that `from` has not.
 pub fn copy_rows(from: &[f32], from_stride: usize, to: &mut [f32], to_stride: usize, width: usize) {
+    let _span = profile::span("residual sums");
     assert!(width <= from_stride && width <= to_stride, "copy_rows: {width} of {from_stride} to {to_stride}");
     for (to, from) in to.chunks_mut(to_stride.max(1)).zip(from.chunks(from_stride.max(1))) {
         to[..width].copy_from_slice(&from[..width]);

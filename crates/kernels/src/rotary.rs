@@ -5,6 +5,7 @@ use crate::by_level;
 use crate::layout::Rows;
 use crate::math::fma;
 use crate::pool::{self, Shared};
+use crate::profile;
 use crate::simd::Level;
 
 /// Cosines and sines of every angle up to a position.
@@ -77,6 +78,7 @@ pub fn apply(rope: &Rope, rows: Rows, x: &mut [f32], stride: usize, positions: &
 
 /// [`apply`] at a given level.
 pub fn apply_at(level: Level, rope: &Rope, rows: Rows, x: &mut [f32], stride: usize, positions: &[u32]) {
+    let _span = profile::span("rotary");
     rotate_at(level, rope, rows, x, stride, positions, false);
 }
 
@@ -94,6 +96,7 @@ pub fn apply_backward_at(
     stride: usize,
     positions: &[u32],
 ) {
+    let _span = profile::span("rotary");
     rotate_at(level, rope, rows, dx, stride, positions, true);
 }
 

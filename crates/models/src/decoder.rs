@@ -2,12 +2,13 @@
 
 use crate::error::ModelError;
 use crate::ops::{self, AttentionBlock, LatentBlock, LossTerms, Norm, Residual};
-use crate::packing::{Packing, Packings};
+use crate::packing::{self, Packing, Packings};
 use crate::params::{ParamDef, ParamKind, param_defs};
 use crate::rope::Rotations;
 use crate::spec::{FfnSpec, MlpSpec, ModelSpec, NormKind, NormPlace, QkNorm};
 use candle_core::{Device, Tensor};
 use senmon_kernels::expert_mlp::Shape;
+use senmon_kernels::gemm::Precision;
 use senmon_kernels::rotary::Rope;
 use senmon_moe::layer::{MoeParams, Wants, extra_defs};
 use senmon_moe::{Ctx, MoeLayer, PackedWeight, Param, Routing, RoutingObserver, SelectionBias, Stored};
@@ -112,6 +113,8 @@ pub struct Pass<'a> {
     pub observer: Option<&'a mut dyn RoutingObserver>,
     /// The experts of an earlier pass, by layer, to be used again.
     pub forced: Option<&'a HashMap<usize, Vec<u32>>>,
+    /// An expert of a layer that is switched off; see [`Ctx::off`].
+    pub off: Option<(usize, u32)>,
 }
 
 /// Sets the random numbers of a second pass apart from those of the first.
@@ -123,12 +126,19 @@ pub type LayerRouting = (usize, Routing);
 impl Decoder {
     /// A decoder from the values of [`param_defs`], in their order; `trainable` gives each a sink for its gradient.
     pub fn new(spec: &ModelSpec, values: Vec<Vec<f32>>, trainable: bool) -> Result<Self> {
-        Self::build(spec, values.into_iter().map(Weight::Values).collect(), None, trainable)
+        let trained = trainable.then_some(Precision::F32);
+        Self::build(spec, values.into_iter().map(Weight::Values).collect(), None, trained)
+    }
+
+    /// As [`Decoder::new`] to be trained, with products of another precision; routers, norms and all that is no product of a
+    /// weight stay f32.
+    pub fn train_in(spec: &ModelSpec, values: Vec<Vec<f32>>, precision: Precision) -> Result<Self> {
+        Self::build(spec, values.into_iter().map(Weight::Values).collect(), None, Some(precision))
     }
 
     /// A decoder that runs with weights as they are stored.
     pub fn run(spec: &ModelSpec, weights: Vec<Weight>) -> Result<Self> {
-        Self::build(spec, weights, None, false)
+        Self::build(spec, weights, None, None)
     }
 
     /// A decoder whose weights are packed first, as far as they can be, if it is wanted.
@@ -140,18 +150,20 @@ impl Decoder {
         };
         spec.validate()?;
         let (weights, head) = Packings::plan(spec, &weights, to).pack(spec, weights)?;
-        Self::build(spec, weights, head, false)
+        Self::build(spec, weights, head, None)
     }
 
-    /// `head`: what a tied head multiplies with instead of the embedding.
+    /// `head`: what a tied head multiplies with instead of the embedding; `trained`: with gradients, and how exactly.
     fn build(
         spec: &ModelSpec,
         values: Vec<Weight>,
         head: Option<PackedWeight>,
-        trainable: bool,
+        trained: Option<Precision>,
     ) -> Result<Self> {
         spec.validate()?;
-        if trainable && let Some(part) = untrained(spec) {
+        if trained.is_some()
+            && let Some(part) = untrained(spec)
+        {
             return Err(ModelError::Option { what: format!("a model with {part} can be run, not trained") });
         }
         let defs = param_defs(spec);
@@ -164,8 +176,10 @@ impl Decoder {
         for (index, (def, values)) in defs.iter().zip(values).enumerate() {
             slots.push(match (def.kind, values) {
                 (ParamKind::State, Weight::Values(values)) => Slot::State(SelectionBias::new(values)),
-                (_, Weight::Values(values)) if trainable && values.len() == def.len() => {
-                    Slot::Param(Param::trainable(&def.name, values, &def.shape)?)
+                (_, Weight::Values(values)) if trained.is_some() && values.len() == def.len() => {
+                    let multiplied = packing::rows(spec, def).is_some() || def.name == "embed";
+                    let precision = trained.filter(|_| multiplied).unwrap_or_default();
+                    Slot::Param(Param::trainable(&def.name, values, &def.shape)?.with_precision(precision))
                 }
                 (_, weight) => Slot::Param(weight.frozen(def)?),
             });
@@ -451,6 +465,7 @@ impl Decoder {
                     token_ids: Some(tokens),
                     wants: pass.wants,
                     forced: pass.forced.and_then(|forced| forced.get(&l)).map(Vec::as_slice),
+                    off: pass.off.filter(|(layer, _)| *layer == l).map(|(_, expert)| expert),
                     observer: match &mut pass.observer {
                         Some(observer) => Some(&mut **observer),
                         None => None,

@@ -42,6 +42,7 @@ impl Sampling {
 
     /// The token for `logits` \[V\] at place `index`; ties go to the lowest id. `None` when no logit is a number.
     pub fn pick(&self, logits: &[f32], index: u64) -> Option<u32> {
+        let _span = senmon_kernels::profile::span("sampling");
         let mut order: Vec<u32> =
             (0..logits.len() as u32).filter(|i| !logits[*i as usize].is_nan()).collect();
         // Not `total_cmp`: 0 and -0 are a tie.

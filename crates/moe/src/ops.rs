@@ -12,7 +12,7 @@ use senmon_kernels::buffers::Buffer;
 use senmon_kernels::dispatch::Dispatch;
 use senmon_kernels::elements::Matrix;
 use senmon_kernels::expert_mlp::{self, Shape};
-use senmon_kernels::gemm::{self, Operand, Product, View};
+use senmon_kernels::gemm::{self, Operand, Precision, Product, View};
 use senmon_kernels::packed::{self, Expert, MlpBiases};
 use senmon_kernels::simd::Level;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,7 +29,7 @@ pub fn linear(x: &Tensor, w: &Param) -> Result<Tensor> {
         let y = read(&x.contiguous()?, |x| product(x, w))??;
         return own(y.into_vec(), dims);
     }
-    x.contiguous()?.apply_op2(w.tensor(), Linear { sink: w.sink().cloned() })
+    x.contiguous()?.apply_op2(w.tensor(), Linear { sink: w.sink().cloned(), precision: w.precision() })
 }
 
 /// `x` \[T, I\] · `w`ᵀ with `w` \[O, I\], without gradients: \[T, O\].
@@ -73,7 +73,7 @@ pub fn product_into(x: &[f32], w: &Param, y: &mut [f32], accumulate: bool) -> Re
                 product
             })
             .collect();
-        gemm::run_all(Level::current(), &products, y, |_: gemm::Tile| {});
+        gemm::run_all(w.precision(), &products, y, |_: gemm::Tile| {});
     })
 }
 
@@ -158,7 +158,14 @@ pub fn gated_up(
         return own(a, (d.rows(), s.intermediate));
     }
     let (bias, sink) = (bias.cloned(), w.sink().cloned());
-    let op = GatedUp { dispatch: dispatch.clone(), shape, bias, sink, pre: Mutex::default() };
+    let op = GatedUp {
+        dispatch: dispatch.clone(),
+        shape,
+        bias,
+        sink,
+        precision: w.precision(),
+        pre: Mutex::default(),
+    };
     x.contiguous()?.apply_op2(w.tensor(), op)
 }
 
@@ -176,7 +183,7 @@ pub fn down_combine(
         return down_stored(a, w, bias, Some(weights), dispatch, shape);
     }
     let (bias, sink) = (bias.cloned(), w.sink().cloned());
-    let op = DownCombine { dispatch: dispatch.clone(), shape, bias, sink };
+    let op = DownCombine { dispatch: dispatch.clone(), shape, bias, sink, precision: w.precision() };
     a.apply_op3(w.tensor(), &weights.contiguous()?, op)
 }
 
@@ -192,7 +199,7 @@ pub fn down(
         return down_stored(a, w, bias, None, dispatch, shape);
     }
     let (bias, sink) = (bias.cloned(), w.sink().cloned());
-    let op = DownCombine { dispatch: dispatch.clone(), shape, bias, sink };
+    let op = DownCombine { dispatch: dispatch.clone(), shape, bias, sink, precision: w.precision() };
     a.apply_op2(w.tensor(), op)
 }
 
@@ -301,6 +308,7 @@ impl CustomOp1 for Watched {
 
 struct Linear {
     sink: Option<Sink>,
+    precision: Precision,
 }
 
 impl CustomOp2 for Linear {
@@ -325,6 +333,7 @@ impl CustomOp2 for Linear {
         let rows = x.len() / inputs.max(1);
         let mut y = vec![0.0; rows * outputs];
         gemm::parallel(
+            self.precision,
             rows,
             outputs,
             inputs,
@@ -349,14 +358,14 @@ impl CustomOp2 for Linear {
         let dx = read2(dy, w, |dy, w| {
             let mut dx = vec![0.0; rows * inputs];
             let (a, b) = (View::rows(dy, outputs), View::rows(w, inputs));
-            gemm::parallel(rows, inputs, outputs, a, b, &mut dx, inputs, false);
+            gemm::parallel(self.precision, rows, inputs, outputs, a, b, &mut dx, inputs, false);
             dx
         })?;
         let dw = weight_gradient(self.sink.as_ref(), w, |dw| match dw {
             None => Ok(()),
             Some(dw) => read2(dy, x, |dy, x| {
                 let (a, b) = (View::rows(dy, outputs).t(), View::rows(x, inputs));
-                gemm::parallel(outputs, inputs, rows, a, b, dw, inputs, true);
+                gemm::parallel(self.precision, outputs, inputs, rows, a, b, dw, inputs, true);
             }),
         })?;
         Ok((Some(own(dx, x.shape())?), dw))
@@ -387,6 +396,7 @@ struct GatedUp {
     shape: Shape,
     bias: Option<Param>,
     sink: Option<Sink>,
+    precision: Precision,
     /// The sums before the non-linearity, \[N, P\], from forward to the first backward.
     pre: Mutex<Option<Buffer>>,
 }
@@ -426,7 +436,7 @@ impl CustomOp2 for GatedUp {
         let (x, w) = (slice("x", x, lx)?, slice("w", w, lw)?);
         read_optional(self.bias.as_ref(), d.experts() * s.pre(), |bias| {
             let w = Matrix::each(w, s.pre(), s.hidden);
-            expert_mlp::up(Level::current(), d, s, x, &w, bias, &mut pre, &mut a);
+            expert_mlp::up(self.precision, d, s, x, &w, bias, &mut pre, &mut a);
         })?;
         *self.pre.lock().unwrap_or_else(PoisonError::into_inner) = Some(pre);
         Ok((CpuStorage::F32(a), (d.rows(), s.intermediate).into()))
@@ -447,9 +457,7 @@ impl CustomOp2 for GatedUp {
         let mut dx = Buffer::stale(x.elem_count()).into_vec();
         let dw = weight_gradient(self.sink.as_ref(), w, |dw| {
             read2(x, w, |x, w| {
-                read(da, |da| {
-                    expert_mlp::up_backward(Level::current(), d, s, x, w, &mut pre, da, &mut dx, dw)
-                })
+                read(da, |da| expert_mlp::up_backward(self.precision, d, s, x, w, &mut pre, da, &mut dx, dw))
             })?
         })?;
         Ok((Some(own(dx, x.shape())?), dw))
@@ -461,6 +469,7 @@ struct DownCombine {
     shape: Shape,
     bias: Option<Param>,
     sink: Option<Sink>,
+    precision: Precision,
 }
 
 impl DownCombine {
@@ -481,7 +490,7 @@ impl DownCombine {
         let mut y = vec![0.0; d.tokens * s.hidden];
         read_optional(self.bias.as_ref(), d.experts() * s.hidden, |bias| {
             let w = Matrix::each(w, s.hidden, s.intermediate);
-            expert_mlp::down(Level::current(), d, s, a, &w, bias, weights, &mut y);
+            expert_mlp::down(self.precision, d, s, a, &w, bias, weights, &mut y);
         })?;
         Ok((CpuStorage::F32(y), (d.tokens, s.hidden).into()))
     }
@@ -502,18 +511,7 @@ impl DownCombine {
                 read(dy, |dy| {
                     let run = |g: Option<&[f32]>| {
                         let d_weights = d_weights.as_deref_mut();
-                        expert_mlp::down_backward(
-                            Level::current(),
-                            d,
-                            s,
-                            a,
-                            w,
-                            g,
-                            dy,
-                            &mut da,
-                            d_weights,
-                            dw,
-                        );
+                        expert_mlp::down_backward(self.precision, d, s, a, w, g, dy, &mut da, d_weights, dw);
                     };
                     match weights {
                         Some(weights) => read(weights, |g| run(Some(g))),

@@ -9,6 +9,7 @@ use crate::packed::PackedWeight;
 use crate::stored::Stored;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, Var, bail};
 use senmon_kernels::elements::Matrix;
+use senmon_kernels::gemm::Precision;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A weight tensor (f32, contiguous, on the CPU) and, in training, where its gradient goes; or one that stays as it is stored.
@@ -17,6 +18,7 @@ pub struct Param {
     name: Arc<str>,
     values: Values,
     sink: Option<Sink>,
+    precision: Precision,
 }
 
 #[derive(Clone, Debug)]
@@ -29,24 +31,50 @@ enum Values {
 impl Param {
     /// A tensor as it is: frozen, or a candle variable whose gradient `backward` returns.
     pub fn new(name: &str, tensor: Tensor) -> Self {
-        Self { name: name.into(), values: Values::Tensor(tensor), sink: None }
+        Self { name: name.into(), values: Values::Tensor(tensor), sink: None, precision: Precision::F32 }
     }
 
     /// A weight as it is stored: frozen.
     pub fn stored(name: &str, stored: Stored) -> Self {
-        Self { name: name.into(), values: Values::Stored(Arc::new(stored)), sink: None }
+        Self {
+            name: name.into(),
+            values: Values::Stored(Arc::new(stored)),
+            sink: None,
+            precision: Precision::F32,
+        }
     }
 
     /// A packed weight: frozen.
     pub fn packed(name: &str, packed: PackedWeight) -> Self {
-        Self { name: name.into(), values: Values::Packed(Arc::new(packed)), sink: None }
+        Self {
+            name: name.into(),
+            values: Values::Packed(Arc::new(packed)),
+            sink: None,
+            precision: Precision::F32,
+        }
     }
 
     /// A variable that starts from `values` and has a sink of zeros.
     pub fn trainable(name: &str, values: Vec<f32>, shape: &[usize]) -> Result<Self> {
         let sink = Sink(Arc::new(Mutex::new(vec![0.0; values.len()])));
         let tensor = Var::from_vec(values, shape, &candle_core::Device::Cpu)?.as_tensor().clone();
-        Ok(Self { name: name.into(), values: Values::Tensor(tensor), sink: Some(sink) })
+        Ok(Self {
+            name: name.into(),
+            values: Values::Tensor(tensor),
+            sink: Some(sink),
+            precision: Precision::F32,
+        })
+    }
+
+    /// The same with products of another precision: those of its values with activations, and those of its gradient. Values
+    /// and gradient themselves stay f32; a stored or packed weight has its products by its type.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// How exactly its products are computed, while it is a tensor.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The name, as in the list of a model's parameters.

@@ -1,6 +1,7 @@
 //! The expert MLPs against a token-by-token loop in f64, their gradients against its finite differences.
 
 use super::*;
+use crate::gemm::Precision;
 use proptest::prelude::*;
 
 /// y \[T, H\] of a layer, one token and slot after another.
@@ -104,7 +105,8 @@ struct Gradients {
     dg: Vec<f32>,
 }
 
-fn run(level: Level, c: &Case) -> Gradients {
+fn run(arithmetic: impl Into<Arithmetic>, c: &Case) -> Gradients {
+    let level = arithmetic.into();
     let (n, i, p) = (c.d.rows(), c.s.intermediate, c.s.pre());
     let (mut pre, mut a, mut y) = (vec![f32::NAN; n * p], vec![f32::NAN; n * i], vec![f32::NAN; c.dy.len()]);
     up(level, &c.d, c.s, &c.x, &Matrix::each(&c.wu, c.s.pre(), c.s.hidden), None, &mut pre, &mut a);
@@ -187,6 +189,23 @@ proptest! {
             for at in 0..g.len() {
                 prop_assert!(near(got.dg[at], slope(&g, at, &|v| loss(&x, &wu, &wd, v))), "dg[{at}]");
             }
+        }
+    }
+}
+
+#[test]
+fn in_bf16_forward_and_gradients_stay_close_to_f32() {
+    // Rounding to 8 bits of mantissa, of both sides: errors of up to 2^-8 in each term, which mostly cancel out.
+    let c = case(60, 2, 5, 48, 40, Activation::Silu, true, 3);
+    for level in Level::available() {
+        let exact = run(level, &c);
+        let bf16 = run(Arithmetic { level, precision: Precision::Bf16 }, &c);
+        let parts = |g: Gradients| [g.y, g.dx, g.dwu, g.dwd, g.dg];
+        for (exact, bf16) in parts(exact).iter().zip(&parts(bf16)) {
+            let difference: f64 = exact.iter().zip(bf16).map(|(x, y)| f64::from(x - y).powi(2)).sum();
+            let size: f64 = exact.iter().map(|x| f64::from(*x).powi(2)).sum();
+            let relative = (difference / size).sqrt();
+            assert!((1e-5..1e-2).contains(&relative), "{level:?}: {relative}");
         }
     }
 }

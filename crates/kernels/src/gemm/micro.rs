@@ -4,7 +4,7 @@ use super::KC;
 use crate::pool::Shared;
 use crate::simd::Level;
 #[cfg(target_arch = "x86_64")]
-use x86::{avx2, avx512};
+use x86::{avx2, avx512, avx512_bf16};
 
 /// Rows and columns of one micro-kernel. `MAX_M` and `MAX_N` are multiples of each.
 pub(super) fn shape(level: Level) -> (usize, usize) {
@@ -31,9 +31,9 @@ pub(super) struct Target<'a> {
 }
 
 /// Adds `kc` steps. `a`: rows of `KC` each (`a_rows`) or `kc` columns of the kernel's height; `b`: `kc` rows of the
-/// kernel's width.
+/// kernel's width. With `pairs`, which only AVX-512 has, every element is two of bf16.
 #[inline]
-pub(super) fn run(level: Level, a_rows: bool, kc: usize, a: &[f32], b: &[f32], to: Target) {
+pub(super) fn run(level: Level, pairs: bool, a_rows: bool, kc: usize, a: &[f32], b: &[f32], to: Target) {
     let (mr, nr) = shape(level);
     debug_assert!(to.rows <= mr && to.cols <= nr);
     assert!(kc <= KC && b.len() >= kc * nr);
@@ -41,7 +41,7 @@ pub(super) fn run(level: Level, a_rows: bool, kc: usize, a: &[f32], b: &[f32], t
     if to.cols == nr {
         // SAFETY: the block that this tile belongs to is one task's, and `check` holds it within C.
         let c = unsafe { to.c.part(to.start, (to.rows - 1) * to.stride + nr) };
-        tile(level, a_rows, to.rows, kc, a, b, c, to.stride, to.load);
+        tile(level, pairs, a_rows, to.rows, kc, a, b, c, to.stride, to.load);
         return;
     }
     // The last columns go through a tile of full width.
@@ -53,7 +53,7 @@ pub(super) fn run(level: Level, a_rows: bool, kc: usize, a: &[f32], b: &[f32], t
             whole[i * nr..][..to.cols].copy_from_slice(row);
         }
     }
-    tile(level, a_rows, to.rows, kc, a, b, &mut whole, nr, to.load);
+    tile(level, pairs, a_rows, to.rows, kc, a, b, &mut whole, nr, to.load);
     for i in 0..to.rows {
         // SAFETY: as above.
         let row = unsafe { to.c.part(to.start + i * to.stride, to.cols) };
@@ -64,6 +64,7 @@ pub(super) fn run(level: Level, a_rows: bool, kc: usize, a: &[f32], b: &[f32], t
 /// Picks the micro-kernel for the number of rows.
 fn tile(
     level: Level,
+    pairs: bool,
     a_rows: bool,
     rows: usize,
     kc: usize,
@@ -87,6 +88,8 @@ fn tile(
         };
     }
     match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 if pairs => by_rows!(avx512_bf16, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => by_rows!(avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
         #[cfg(target_arch = "x86_64")]
@@ -137,12 +140,12 @@ mod x86 {
     const AHEAD: usize = 16 * 32;
     use std::arch::x86_64::*;
 
-    /// 14 × 32: 28 sums, two vectors of B, one of A.
-    ///
-    /// # Safety
-    /// AVX-512 F; `a`, `b` and `c` long enough for `R` rows, `kc` steps and 32 columns.
-    #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn avx512<const R: usize, const A_ROWS: bool>(
+    /// 14 × 32: 28 sums, two vectors of B, one of A; a step adds `$add(x, y, sum)`.
+    macro_rules! kernel512 {
+        ($(#[$meta:meta])* $name:ident, $features:literal, |$x:ident, $y:ident, $sum:ident| $add:expr) => {
+    $(#[$meta])*
+    #[target_feature(enable = $features)]
+    pub(super) unsafe fn $name<const R: usize, const A_ROWS: bool>(
         kc: usize,
         a: &[f32],
         b: &[f32],
@@ -173,8 +176,10 @@ mod x86 {
                 let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
                 for (r, sum) in sums.iter_mut().enumerate() {
                     let x = _mm512_set1_ps(*a.add(at::<A_ROWS>(r, p, 14)));
-                    sum[0] = _mm512_fmadd_ps(x, b0, sum[0]);
-                    sum[1] = _mm512_fmadd_ps(x, b1, sum[1]);
+                    let ($x, $y, $sum) = (x, b0, sum[0]);
+ sum[0] = $add;
+ let ($x, $y, $sum) = (x, b1, sum[1]);
+ sum[1] = $add;
                 }
                 b = b.add(32);
             }
@@ -182,6 +187,27 @@ mod x86 {
                 _mm512_storeu_ps(c.add(r * stride), sum[0]);
                 _mm512_storeu_ps(c.add(r * stride + 16), sum[1]);
             }
+        }
+    }
+        };
+    }
+
+    kernel512! {
+        /// Products of f32.
+        ///
+        /// # Safety
+        /// AVX-512 F; `a`, `b` and `c` long enough for `R` rows, `kc` steps and 32 columns.
+        avx512, "avx512f", |x, y, sum| _mm512_fmadd_ps(x, y, sum)
+    }
+
+    kernel512! {
+        /// Products of pairs of bf16: elements of `a` and `b` are two of them.
+        ///
+        /// # Safety
+        /// As for [`avx512`], and AVX-512 BF16.
+        avx512_bf16, "avx512f,avx512bf16", |x, y, sum| {
+            // The bits of vectors of f32 are those of pairs.
+            _mm512_dpbf16_ps(sum, std::mem::transmute(x), std::mem::transmute(y))
         }
     }
 

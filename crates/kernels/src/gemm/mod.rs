@@ -1,8 +1,11 @@
-//! Matrix products in f32: one blocked kernel behind dense and ragged grouped products.
+//! Matrix products with sums in f32: one blocked kernel behind dense and ragged grouped products.
 //!
 //! Each element of a result is one chain of multiply-adds in the order of k, starting from 0 (or from what C
 //! holds). Threads and blocks cut rows and columns, never k; so the bits of an element depend on its row of A and
 //! its column of B alone, not on how many rows, groups or threads there are.
+//!
+//! With [`Precision::Bf16`] both sides are rounded while they are packed: for dot products of bf16 into pairs of steps, which
+//! then take the place of the steps, else as f32 that bf16 has too.
 //!
 //! A task computes a block of C of at most `MAX_N` columns and, where C is visited more than once or A is packed
 //! across, `MAX_M` rows. It walks k in steps of `KC`: the block of B is packed into panels of as many columns as the
@@ -12,11 +15,15 @@
 
 mod micro;
 mod pack;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
 
-use crate::blocks::dequantize_at;
+use crate::blocks::{bf16_to_f32, dequantize_at, f32_to_bf16};
+use crate::by_level;
 use crate::elements::{Elements, Matrix};
 use crate::pool::{self, Shared};
-use crate::simd::Level;
+use crate::profile;
+use crate::simd::{Dots, Level};
 use pack::Scratch;
 
 /// Steps of k between two visits to C.
@@ -25,6 +32,38 @@ pub(crate) const KC: usize = 512;
 pub(crate) const MAX_M: usize = 504;
 /// Columns of C in one task, at most (a multiple of every micro-kernel's columns).
 pub(crate) const MAX_N: usize = 512;
+
+/// What the elements of both sides of a product are rounded to before they are multiplied. Sums are f32 in either case, and
+/// so is what is in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precision {
+    /// Not at all.
+    #[default]
+    F32,
+    /// To bf16, the nearest, ties to even; with dot products of bf16 where the machine has them (two steps of k at a time).
+    Bf16,
+}
+
+/// With which instructions, and how exactly, products are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arithmetic {
+    /// The instructions.
+    pub level: Level,
+    /// How exactly.
+    pub precision: Precision,
+}
+
+impl From<Level> for Arithmetic {
+    fn from(level: Level) -> Self {
+        Self { level, precision: Precision::F32 }
+    }
+}
+
+impl From<Precision> for Arithmetic {
+    fn from(precision: Precision) -> Self {
+        Self { level: Level::current(), precision }
+    }
+}
 
 /// A matrix seen through strides: element (i, j) is `data[i * row_stride + j * col_stride]`; one of the two is 1.
 #[derive(Clone, Copy)]
@@ -216,9 +255,9 @@ pub fn serial(
     serial_at(Level::current(), m, n, k, a, b, c, c_stride, accumulate);
 }
 
-/// [`serial`] with the instructions of `level`.
+/// [`serial`] with other arithmetic.
 pub fn serial_at(
-    level: Level,
+    arithmetic: impl Into<Arithmetic>,
     m: usize,
     n: usize,
     k: usize,
@@ -242,17 +281,18 @@ pub fn serial_at(
     };
     check(&product, c.len());
     let shared = Shared::new(c);
-    let level = level.min(Level::detected());
+    let how = How::of(arithmetic.into());
     for m0 in (0..m).step_by(MAX_M) {
         for n0 in (0..n).step_by(MAX_N) {
             let block = Block { product: 0, m0, m1: (m0 + MAX_M).min(m), n0, n1: (n0 + MAX_N).min(n) };
-            run_block(level, &product, &block, shared, &|_: Tile| {});
+            run_block(how, &product, &block, shared, &|_: Tile| {});
         }
     }
 }
 
-/// As [`serial`], on all threads of the pool, with the same bits.
+/// As [`serial_at`], on all threads of the pool, with the same bits.
 pub fn parallel(
+    arithmetic: impl Into<Arithmetic>,
     m: usize,
     n: usize,
     k: usize,
@@ -264,24 +304,60 @@ pub fn parallel(
 ) {
     let (a, b) = (Operand::of_a(a), Operand::of_b(b));
     let product = Product { m, n, k, a, b, c_start: 0, c_stride, accumulate, twin: None, twin_b: None };
-    run_all(Level::current(), &[product], c, |_| {});
+    run_all(arithmetic, &[product], c, |_| {});
 }
 
 /// Runs all products on the threads of the pool as one list of tasks; `epilogue` gets each tile of C once, when its
 /// elements are done. The parts of C that the products write must not overlap.
 ///
 /// Panics when an operand or C is too short for its product.
-pub fn run_all(level: Level, products: &[Product], c: &mut [f32], epilogue: impl Fn(Tile) + Sync) {
-    let level = level.min(Level::detected());
-    let blocks = cut(level, products, rayon::current_num_threads());
+pub fn run_all(
+    arithmetic: impl Into<Arithmetic>,
+    products: &[Product],
+    c: &mut [f32],
+    epilogue: impl Fn(Tile) + Sync,
+) {
+    let _span = profile::span(profile::PRODUCTS);
+    let how = How::of(arithmetic.into());
+    let blocks = cut(how, products, rayon::current_num_threads());
     for product in products {
         check(product, c.len());
     }
     let shared = Shared::new(c);
     pool::for_each(blocks.len(), |index| {
         let block = &blocks[index];
-        run_block(level, &products[block.product], block, shared, &epilogue);
+        run_block(how, &products[block.product], block, shared, &epilogue);
     });
+}
+
+/// How elements are packed and multiplied.
+#[derive(Clone, Copy)]
+struct How {
+    level: Level,
+    /// Pairs of bf16, for dot products of them.
+    pairs: bool,
+    /// Elements are rounded to bf16 after packing, and multiplied as f32.
+    rounded: bool,
+}
+
+impl How {
+    fn of(arithmetic: Arithmetic) -> Self {
+        let level = arithmetic.level.min(Level::detected());
+        let bf16 = arithmetic.precision == Precision::Bf16;
+        let pairs = bf16 && Dots::of(level).bf16;
+        Self { level, pairs, rounded: bf16 && !pairs }
+    }
+
+    /// For one product: coded elements have no packing in pairs.
+    fn for_product(self, p: &Product) -> Self {
+        let coded = [Some(p.b), p.twin_b].iter().flatten().any(|b| matches!(b.data, Elements::Coded(..)));
+        if coded { Self { pairs: false, rounded: self.rounded || self.pairs, ..self } } else { self }
+    }
+
+    /// Steps of k between two visits to C.
+    fn steps(self) -> usize {
+        if self.pairs { 2 * KC } else { KC }
+    }
 }
 
 /// A part of a product that one task computes: rows `m0..m1`, columns `n0..n1` (and their twins).
@@ -295,8 +371,8 @@ struct Block {
 }
 
 /// Cuts products into blocks: as large as the caches like, but enough of them to keep `threads` busy to the end.
-fn cut(level: Level, products: &[Product], threads: usize) -> Vec<Block> {
-    let (mr, nr) = micro::shape(level);
+fn cut(how: How, products: &[Product], threads: usize) -> Vec<Block> {
+    let (mr, nr) = micro::shape(how.level);
     let work = |p: &Product| (p.m * p.n * (1 + usize::from(p.twin.is_some()))) as f64 * (p.k + 16) as f64;
     let total: f64 = products.iter().map(work).sum();
     // With six tasks or more a thread, the last ones end close together.
@@ -308,7 +384,8 @@ fn cut(level: Level, products: &[Product], threads: usize) -> Vec<Block> {
         }
         let widest = if p.twin.is_some() { MAX_N / 2 } else { MAX_N };
         // Where C is visited once, a block may be as high as it likes; else C should stay in the caches.
-        let highest = if p.a.k_inner && p.k <= KC { p.m.next_multiple_of(mr) } else { MAX_M };
+        let highest =
+            if p.a.k_inner && p.k <= how.for_product(p).steps() { p.m.next_multiple_of(mr) } else { MAX_M };
         let mut cols = p.n.div_ceil(p.n.div_ceil(widest));
         let mut rows = p.m.div_ceil(p.m.div_ceil(highest));
         let cost = |rows: usize, cols: usize| work(p) / (p.m * p.n) as f64 * (rows * cols) as f64;
@@ -351,7 +428,9 @@ fn check(p: &Product, c_len: usize) {
 }
 
 /// Computes one block, calling `epilogue` for each panel of rows.
-fn run_block(level: Level, p: &Product, block: &Block, c: Shared<f32>, epilogue: &(impl Fn(Tile) + Sync)) {
+fn run_block(how: How, p: &Product, block: &Block, c: Shared<f32>, epilogue: &(impl Fn(Tile) + Sync)) {
+    let how = how.for_product(p);
+    let level = how.level;
     let (mr, nr) = micro::shape(level);
     let (m, n) = (block.m1 - block.m0, block.n1 - block.n0);
     let halves = 1 + usize::from(p.twin.is_some());
@@ -359,24 +438,26 @@ fn run_block(level: Level, p: &Product, block: &Block, c: Shared<f32>, epilogue:
     pack::with_scratch(|scratch: Scratch| {
         let mut k0 = 0;
         loop {
-            let kc = KC.min(p.k - k0);
+            let kc = how.steps().min(p.k - k0);
+            // What the micro-kernel takes for a step.
+            let steps = if how.pairs { kc.div_ceil(2) } else { kc };
             for half in 0..halves {
                 let (b, first) = match &p.twin_b {
                     Some(twin) if half == 1 => (twin, block.n0),
                     _ => (&p.b, block.n0 + half * p.twin.unwrap_or(0)),
                 };
                 let into = &mut scratch.b[half * panels * nr * KC..];
-                pack::b(level, b, k0, kc, first, n, nr, into);
+                pack_b(how, b, k0, kc, first, n, nr, into);
             }
             if !p.a.k_inner {
-                pack::a_across(&p.a, k0, kc, block.m0, m, mr, scratch.a);
+                pack_a_across(how, &p.a, k0, kc, block.m0, m, mr, scratch.a);
             }
             let last = k0 + kc == p.k;
             let load = p.accumulate || k0 > 0;
             for (panel, i0) in (0..m).step_by(mr).enumerate() {
                 let rows = mr.min(m - i0);
                 let a_panel: &[f32] = if p.a.k_inner {
-                    pack::a_along(&p.a, k0, kc, block.m0 + i0, rows, scratch.a);
+                    pack_a_along(how, &p.a, k0, kc, block.m0 + i0, rows, scratch.a);
                     scratch.a
                 } else {
                     &scratch.a[panel * pack::panel_of_a(mr)..]
@@ -389,10 +470,10 @@ fn run_block(level: Level, p: &Product, block: &Block, c: Shared<f32>, epilogue:
                             pack::prefetch(p.a.line(block.m0 + i0 + mr + j, k0, kc));
                         }
                         let cols = nr.min(n - j0);
-                        let b_panel = &scratch.b[(half * panels + j) * nr * KC..][..kc * nr];
+                        let b_panel = &scratch.b[(half * panels + j) * nr * KC..][..steps * nr];
                         let start = p.c_start + (block.m0 + i0) * p.c_stride + block.n0 + j0 + shift;
                         let tile = micro::Target { c, start, stride: p.c_stride, rows, cols, load };
-                        micro::run(level, p.a.k_inner, kc, a_panel, b_panel, tile);
+                        micro::run(level, how.pairs, p.a.k_inner, steps, a_panel, b_panel, tile);
                     }
                 }
                 if last {
@@ -413,6 +494,63 @@ fn run_block(level: Level, p: &Product, block: &Block, c: Shared<f32>, epilogue:
             }
         }
     });
+}
+
+/// Columns of B into panels.
+fn pack_b(how: How, b: &Operand, k0: usize, kc: usize, first: usize, n: usize, nr: usize, into: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if how.pairs {
+        return pairs::b(b, k0, kc, first, n, into);
+    }
+    pack::b(how.level, b, k0, kc, first, n, nr, into);
+    if how.rounded {
+        into.chunks_exact_mut(nr * KC)
+            .take(n.div_ceil(nr))
+            .for_each(|panel| round(how.level, &mut panel[..kc * nr]));
+    }
+}
+
+/// Rows of A across whose lines k runs, into panels.
+fn pack_a_across(
+    how: How,
+    a: &Operand,
+    k0: usize,
+    kc: usize,
+    first: usize,
+    m: usize,
+    mr: usize,
+    into: &mut [f32],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if how.pairs {
+        return pairs::a_across(a, k0, kc, first, m, into);
+    }
+    pack::a_across(a, k0, kc, first, m, mr, into);
+    if how.rounded {
+        let panels = into.chunks_exact_mut(pack::panel_of_a(mr)).take(m.div_ceil(mr));
+        panels.for_each(|panel| round(how.level, &mut panel[..kc * mr]));
+    }
+}
+
+/// A few rows of A along which k runs, into one panel.
+fn pack_a_along(how: How, a: &Operand, k0: usize, kc: usize, first: usize, rows: usize, into: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if how.pairs {
+        return pairs::a_along(a, k0, kc, first, rows, into);
+    }
+    pack::a_along(a, k0, kc, first, rows, into);
+    if how.rounded {
+        into.chunks_exact_mut(KC).take(rows).for_each(|row| round(how.level, &mut row[..kc]));
+    }
+}
+
+by_level! {
+    /// Each element becomes the nearest that bf16 has.
+    fn round(x: &mut [f32]) {
+        for x in x {
+            *x = bf16_to_f32(f32_to_bf16(*x));
+        }
+    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@ use super::{KC, MAX_M, MAX_N, Operand};
 use crate::elements::Elements;
 use crate::simd::Level;
 use std::cell::RefCell;
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::transpose16;
 
 /// Elements from one panel of an A that was packed across to the next: a multiple of 4 KiB would put the same column of
 /// all panels into one set of the first-level cache.
@@ -237,9 +239,9 @@ fn b_columns(
                 // `nr` apart; the level is the machine's.
                 unsafe {
                     if side == 16 {
-                        x86::transpose16(&lines, p, to.as_mut_ptr(), nr);
+                        x86::lines16(&lines, p, to.as_mut_ptr(), nr);
                     } else {
-                        x86::transpose8(&lines, p, to.as_mut_ptr(), nr);
+                        x86::lines8(&lines, p, to.as_mut_ptr(), nr);
                     }
                 }
             }
@@ -265,13 +267,26 @@ mod x86 {
     /// # Safety
     /// AVX-512 F; sixteen lines readable from `p` to `p + 16`; `to` writable for 16 rows of 16.
     #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn transpose16(lines: &[*const f32; 16], p: usize, to: *mut f32, stride: usize) {
+    pub(super) unsafe fn lines16(lines: &[*const f32; 16], p: usize, to: *mut f32, stride: usize) {
         // SAFETY: by the caller's promise.
         unsafe {
             let mut r = [_mm512_setzero_ps(); 16];
             for i in 0..16 {
                 r[i] = _mm512_loadu_ps(lines[i].add(p));
             }
+            transpose16(r, to, stride);
+        }
+    }
+
+    /// Element j of `r[i]` goes to row j, column i of `to`, whose rows are `stride` apart.
+    ///
+    /// # Safety
+    /// AVX-512 F; `to` writable for 16 rows of 16.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    pub(in super::super) unsafe fn transpose16(mut r: [__m512; 16], to: *mut f32, stride: usize) {
+        // SAFETY: by the caller's promise.
+        unsafe {
             // Pairs of lines, interleaved by elements, then by pairs of elements: 4 × 4 in each quarter.
             let mut s = [_mm512_setzero_ps(); 16];
             for i in 0..8 {
@@ -303,12 +318,12 @@ mod x86 {
         }
     }
 
-    /// 8 × 8, as [`transpose16`].
+    /// 8 × 8, as [`lines16`].
     ///
     /// # Safety
     /// AVX2; eight lines readable from `p` to `p + 8`; `to` writable for 8 rows of 8.
     #[target_feature(enable = "avx2")]
-    pub(super) unsafe fn transpose8(lines: &[*const f32; 16], p: usize, to: *mut f32, stride: usize) {
+    pub(super) unsafe fn lines8(lines: &[*const f32; 16], p: usize, to: *mut f32, stride: usize) {
         // SAFETY: by the caller's promise.
         unsafe {
             let mut r = [_mm256_setzero_ps(); 8];

@@ -76,7 +76,7 @@ proptest! {
         for threads in [1, 2, 3] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let mut c = vec![0.0; m * n];
-            pool.install(|| parallel(m, n, k, va, vb, &mut c, n, false));
+            pool.install(|| parallel(Precision::F32, m, n, k, va, vb, &mut c, n, false));
             prop_assert_eq!(&c, &whole);
         }
         // One row alone, and one column alone.
@@ -205,6 +205,88 @@ proptest! {
     }
 }
 
+/// What bf16 has nearest.
+fn rounded(x: &[f32]) -> Vec<f32> {
+    x.iter().map(|x| bf16_to_f32(f32_to_bf16(*x))).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn bf16_products_are_those_of_rounded_elements(
+        m in 0usize..70, n in 0usize..90, k in 0usize..1300, a_t: bool, b_t: bool, accumulate: bool, seed: u64,
+    ) {
+        let (a, b) = (numbers(m * k, seed), numbers(k * n, seed ^ 1));
+        let (ra, rb) = (rounded(&a), rounded(&b));
+        let start = numbers(m * n, seed ^ 2);
+        let a_at = |i: usize, p: usize| if a_t { ra[p * m + i] } else { ra[i * k + p] };
+        let b_at = |p: usize, j: usize| if b_t { rb[j * k + p] } else { rb[p * n + j] };
+        let mut want = plain(m, n, k, a_at, b_at);
+        if accumulate {
+            want.iter_mut().zip(&start).for_each(|(w, s)| *w += *s as f64);
+        }
+        let va = if a_t { View::rows(&a, m).t() } else { View::rows(&a, k) };
+        let vb = if b_t { View::rows(&b, k).t() } else { View::rows(&b, n) };
+        for level in Level::available() {
+            let arithmetic = Arithmetic { level, precision: Precision::Bf16 };
+            let mut c = start.clone();
+            serial_at(arithmetic, m, n, k, va, vb, &mut c, n.max(1), accumulate);
+            close(&c, &want, k);
+            for threads in [2, 3] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let mut again = start.clone();
+                pool.install(|| parallel(arithmetic, m, n, k, va, vb, &mut again, n.max(1), accumulate));
+                prop_assert_eq!(&again, &c);
+            }
+        }
+    }
+
+    #[test]
+    fn bf16_operands_are_scaled_before_they_are_rounded(
+        m in 1usize..60, n in 1usize..70, k in 0usize..300, across: bool, pair: bool, seed: u64,
+    ) {
+        let lines = if across { k } else { m };
+        let pool_rows = 13;
+        let width = if across { m } else { k };
+        let (a, b) = (numbers(pool_rows * width, seed), numbers(2 * n * k, seed ^ 1));
+        let picked: Vec<u32> = (0..lines).map(|i| ((i as u64 * 5 + seed) % pool_rows as u64) as u32).collect();
+        let scale = numbers(lines, seed ^ 2);
+        let round = |x: f32| bf16_to_f32(f32_to_bf16(x));
+        let a_at = |i: usize, p: usize| {
+            let (line, at) = if across { (p, i) } else { (i, p) };
+            round(a[picked[line] as usize * width + at] * scale[line])
+        };
+        let columns = if pair { 2 * n } else { n };
+        let want = plain(m, columns, k, a_at, |p, j| round(b[j * k + p]));
+        for level in Level::available() {
+            let mut c = vec![f32::NAN; m * columns];
+            let a = if across { Operand::k_outer(&a, m) } else { Operand::k_inner(&a, k) };
+            let product = Product {
+                m, n, k,
+                a: a.gathered(&picked).scaled(&scale),
+                b: Operand::k_inner(&b, k),
+                c_start: 0, c_stride: columns, accumulate: false, twin: pair.then_some(n), twin_b: None,
+            };
+            run_all(Arithmetic { level, precision: Precision::Bf16 }, &[product], &mut c, |_| {});
+            close(&c, &want, k);
+        }
+    }
+}
+
+#[test]
+fn infinities_survive_bf16_beside_an_odd_last_step() {
+    let (a, b) = ([1.0, f32::INFINITY, 2.0], [1.0, 1.0, 1.0]);
+    for level in Level::available() {
+        for (a, b) in [(View::rows(&a, 3), View::rows(&b, 3).t()), (View::rows(&a, 1).t(), View::rows(&b, 1))]
+        {
+            let mut c = [0.0];
+            serial_at(Arithmetic { level, precision: Precision::Bf16 }, 1, 1, 3, a, b, &mut c, 1, false);
+            assert_eq!(c[0], f32::INFINITY);
+        }
+    }
+}
+
 #[test]
 fn quantised_weights_give_the_bits_of_decoded_ones() {
     let (m, n, k) = (5, 40, 768);
@@ -249,5 +331,15 @@ fn quantised_weights_give_the_bits_of_decoded_ones() {
 #[should_panic(expected = "C has 3 elements")]
 fn a_short_result_is_refused() {
     let mut c = [0.0; 3];
-    parallel(2, 2, 1, View::rows(&[1.0, 2.0], 1), View::rows(&[1.0, 2.0], 2), &mut c, 2, false);
+    parallel(
+        Precision::F32,
+        2,
+        2,
+        1,
+        View::rows(&[1.0, 2.0], 1),
+        View::rows(&[1.0, 2.0], 2),
+        &mut c,
+        2,
+        false,
+    );
 }

@@ -7,6 +7,7 @@ use super::{CHUNK, Format};
 use crate::blocks::{bf16_to_f32, f32_to_bf16};
 use crate::by_level;
 use crate::pool::{self, Shared};
+use crate::profile;
 use crate::simd::{Dots, Level};
 use std::marker::PhantomData;
 
@@ -72,6 +73,7 @@ pub(super) fn form(level: Level, format: Format) -> Form {
 impl Activations {
     /// Brings `x` \[M, K\] to the form that weights of `format` are multiplied with at `level`.
     pub fn fill(&mut self, level: Level, format: Format, x: &[f32], k: usize) {
+        let _span = profile::span("rounding of activations");
         assert!(format.fits(k), "rows of {k} elements for weights in {format:?}");
         assert!(x.len().is_multiple_of(k), "{} elements are no rows of {k}", x.len());
         let rows = x.len() / k;

@@ -7,6 +7,7 @@ use crate::buffers::Buffer;
 use crate::dispatch::Dispatch;
 use crate::expert_mlp::{self, Shape};
 use crate::pool::{self, Shared};
+use crate::profile;
 use crate::simd::Level;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -88,6 +89,7 @@ pub fn mlp(
     weights: Option<&[f32]>,
     y: &mut [f32],
 ) {
+    let _span = profile::span(profile::PRODUCTS);
     let level = level.min(Level::detected());
     let (h, i) = (s.hidden, s.intermediate);
     assert!(

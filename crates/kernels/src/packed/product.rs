@@ -6,6 +6,7 @@ use super::ints;
 use super::unpack::Unpacked;
 use super::{Format, PANEL, Packed};
 use crate::pool::{self, Shared};
+use crate::profile;
 use crate::simd::Level;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -132,6 +133,7 @@ pub struct Linear<'a> {
 
 /// Makes a [`Linear`] on the threads of the pool. Panics where the shapes do not fit.
 pub fn linear(level: Level, product: Linear) {
+    let _span = profile::span(profile::PRODUCTS);
     let level = level.min(Level::detected());
     let Linear { x, weights, y, accumulate } = product;
     let Some(k) = weights.first().map(Packed::k) else { return };

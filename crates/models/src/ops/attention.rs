@@ -10,7 +10,7 @@ use crate::spec::{AttentionSpec, NormPlace, QkNorm};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use senmon_kernels::attention::{self, Heads};
 use senmon_kernels::buffers::Buffer;
-use senmon_kernels::gemm::{self, View};
+use senmon_kernels::gemm::{self, Precision, View};
 use senmon_kernels::layout::Rows;
 use senmon_kernels::rotary::{self, Rope};
 use senmon_kernels::{norm, residual};
@@ -410,7 +410,17 @@ impl AttentionOp {
         // out: y = x + o·Woutᵀ + b.
         let mut d_o = Buffer::stale(tokens * a);
         block.out.read(|w| {
-            gemm::parallel(tokens, a, h, View::rows(dy, h), View::rows(w, a), &mut d_o, a, false);
+            gemm::parallel(
+                block.out.precision(),
+                tokens,
+                a,
+                h,
+                View::rows(dy, h),
+                View::rows(w, a),
+                &mut d_o,
+                a,
+                false,
+            );
         })?;
         self.linear_gradients(&block.out, block.out_bias.as_ref(), dy, h, &saved.o, a);
         // attention
@@ -473,7 +483,17 @@ impl AttentionOp {
         self.linear_gradients(&block.qkv, block.qkv_bias.as_ref(), &d_qkv, q, &saved.h, h);
         let mut d_h = Buffer::stale(tokens * h);
         block.qkv.read(|w| {
-            gemm::parallel(tokens, h, q, View::rows(&d_qkv, q), View::rows(w, h), &mut d_h, h, false);
+            gemm::parallel(
+                block.qkv.precision(),
+                tokens,
+                h,
+                q,
+                View::rows(&d_qkv, q),
+                View::rows(w, h),
+                &mut d_h,
+                h,
+                false,
+            );
         })?;
         let mut dx = Buffer::stale(dy.len());
         dx.copy_from_slice(dy);
@@ -503,7 +523,17 @@ impl AttentionOp {
         let tokens = dy.len() / o;
         add_gradient(w, |dw| {
             if let Some(dw) = dw {
-                gemm::parallel(o, i, tokens, View::rows(dy, o).t(), View::rows(x, i), dw, i, true);
+                gemm::parallel(
+                    w.precision(),
+                    o,
+                    i,
+                    tokens,
+                    View::rows(dy, o).t(),
+                    View::rows(x, i),
+                    dw,
+                    i,
+                    true,
+                );
             }
         });
         if let Some(bias) = bias {
@@ -511,7 +541,17 @@ impl AttentionOp {
                 if let Some(db) = db {
                     // A product with ones: each sum is one chain over the tokens.
                     let ones = vec![1.0; tokens];
-                    gemm::parallel(1, o, tokens, View::rows(&ones, tokens), View::rows(dy, o), db, o, true);
+                    gemm::parallel(
+                        Precision::F32,
+                        1,
+                        o,
+                        tokens,
+                        View::rows(&ones, tokens),
+                        View::rows(dy, o),
+                        db,
+                        o,
+                        true,
+                    );
                 }
             });
         }

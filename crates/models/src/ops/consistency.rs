@@ -70,6 +70,7 @@ impl CustomOp2 for Consistency {
         let mut gradients = vec![0.0; 2 * x.len()];
         let scale = f64::from(self.upstream) / tokens.max(1) as f64;
         let mut sum = 0.0;
+        let precision = self.head.precision();
         self.head.read(|head| {
             let vocab = head.len() / hidden.max(1);
             let w = View::rows(head, hidden);
@@ -81,7 +82,17 @@ impl CustomOp2 for Consistency {
                     let part = first * hidden..(first + rows) * hidden;
                     let (a, b) = logits[..2 * rows * vocab].split_at_mut(rows * vocab);
                     for (x, z) in [(&x[part.clone()], &mut *a), (&y[part.clone()], &mut *b)] {
-                        gemm::parallel(rows, vocab, hidden, View::rows(x, hidden), w.t(), z, vocab, false);
+                        gemm::parallel(
+                            precision,
+                            rows,
+                            vocab,
+                            hidden,
+                            View::rows(x, hidden),
+                            w.t(),
+                            z,
+                            vocab,
+                            false,
+                        );
                     }
                     for (a, b) in a.chunks_exact_mut(vocab).zip(b.chunks_exact_mut(vocab)) {
                         sum += row(a, b, scale);
@@ -91,9 +102,10 @@ impl CustomOp2 for Consistency {
                         (&*b, &y[part.clone()], &mut dy[part.clone()]),
                     ] {
                         let dz = View::rows(dz, vocab);
-                        gemm::parallel(rows, hidden, vocab, dz, w, dx, hidden, false);
+                        gemm::parallel(precision, rows, hidden, vocab, dz, w, dx, hidden, false);
                         if let Some(dw) = &mut dw {
                             gemm::parallel(
+                                precision,
                                 vocab,
                                 hidden,
                                 rows,

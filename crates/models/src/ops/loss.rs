@@ -82,14 +82,24 @@ impl CustomOp1 for LmLoss {
         }
         let x = slice("x", x, l)?;
         let mut losses = vec![0.0; tokens];
+        let precision = self.head.precision();
         self.head.read(|head| match self.upstream {
-            None => cross_entropy::linear_cross_entropy(x, head, hidden, &self.targets, &mut losses, None),
+            None => cross_entropy::linear_cross_entropy(
+                precision,
+                x,
+                head,
+                hidden,
+                &self.targets,
+                &mut losses,
+                None,
+            ),
             Some(upstream) => {
                 let scale = upstream / self.counted.max(1) as f32;
                 let mut dx = Buffer::stale(x.len()).into_vec();
                 add_gradient(&self.head, |dw| {
                     let grads = cross_entropy::Grads { scale, dx: &mut dx, dw };
                     cross_entropy::linear_cross_entropy(
+                        precision,
                         x,
                         head,
                         hidden,

@@ -117,6 +117,8 @@ pub struct Ctx<'a> {
     pub mask: Option<&'a [bool]>,
     /// The experts of an earlier pass, \[T, slots\] before drops, to be used again.
     pub forced: Option<&'a [u32]>,
+    /// An expert that is switched off: tokens do without it, and what else they have gets its weight, in proportion.
+    pub off: Option<u32>,
     /// The ids of the tokens, \[T\], for kinds that go by them.
     pub token_ids: Option<&'a [u32]>,
     /// What only some losses need and takes time.

@@ -57,6 +57,7 @@ impl MoeLayer {
 
     /// The choice of experts for `x` \[T, H\], and the dispatch that follows from it.
     pub fn route(&self, x: &Tensor, ctx: &Ctx) -> Result<(Routing, Arc<Dispatch>)> {
+        let _span = senmon_kernels::profile::span("router");
         let routed = self.route_all(x, &self.logits(x, ctx)?, ctx)?;
         Ok((routed.routing, routed.dispatch))
     }
@@ -88,7 +89,7 @@ impl MoeLayer {
             together: 0,
             predicted: predicted.as_ref(),
         };
-        finish(&self.config, &*self.router, logits, &input, ctx.sequences)
+        finish(&self.config, &*self.router, logits, &input, ctx.sequences, ctx.off)
     }
 
     /// The random numbers of a pass of `rows` tokens, of which an ensemble has each once for every member.
@@ -112,7 +113,7 @@ pub fn route_logits(
     input: &RouteInput,
     sequences: usize,
 ) -> Result<Routing> {
-    Ok(finish(config, router, logits, input, sequences)?.routing)
+    Ok(finish(config, router, logits, input, sequences, None)?.routing)
 }
 
 fn finish(
@@ -121,6 +122,7 @@ fn finish(
     logits: &Tensor,
     input: &RouteInput,
     sequences: usize,
+    off: Option<u32>,
 ) -> Result<Routed> {
     let (tokens, columns) = logits.dims2()?;
     let (e, r, sequences) = (config.choices(), &config.router, sequences.max(1));
@@ -183,6 +185,12 @@ fn finish(
             let kept: Vec<f32> = choice.experts.iter().map(|e| f32::from(u8::from(*e != EMPTY))).collect();
             (&choice.weights * Tensor::from_vec(kept, (tokens, slots), logits.device())?)?
         };
+    }
+
+    if let Some(off) = off {
+        let mut weights = read(&choice.weights, <[f32]>::to_vec)?;
+        switch_off(&mut choice.experts, &mut weights, slots, off);
+        choice.weights = Tensor::from_vec(weights, (tokens, slots), logits.device())?;
     }
 
     // Means over the tokens that count.
@@ -296,6 +304,23 @@ fn blank(experts: &mut [u32], mask: &[bool], slots: usize) {
     for (slots, counts) in experts.chunks_exact_mut(slots).zip(mask) {
         if !counts {
             slots.fill(EMPTY);
+        }
+    }
+}
+
+/// Empties the slots of an expert; its weight goes to the other experts of its tokens, in proportion to theirs.
+fn switch_off(experts: &mut [u32], weights: &mut [f32], slots: usize, off: u32) {
+    for (experts, weights) in experts.chunks_exact_mut(slots).zip(weights.chunks_exact_mut(slots)) {
+        if !experts.contains(&off) {
+            continue;
+        }
+        let before: f32 = weights.iter().sum();
+        for (expert, weight) in experts.iter_mut().zip(&mut *weights).filter(|(expert, _)| **expert == off) {
+            (*expert, *weight) = (EMPTY, 0.0);
+        }
+        let rest: f32 = weights.iter().sum();
+        if rest > 0.0 {
+            weights.iter_mut().for_each(|weight| *weight *= before / rest);
         }
     }
 }
