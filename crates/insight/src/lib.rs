@@ -8,7 +8,10 @@
 pub mod error;
 mod file;
 pub mod recorder;
+pub mod replay;
+pub mod statistics;
 pub mod trace;
+pub mod words;
 
 pub use error::{InsightError, Result};
 pub use recorder::Recorder;
