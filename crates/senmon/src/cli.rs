@@ -5,6 +5,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use senmon_files::available_memory;
 use senmon_kernels::blocks::{ElementType, can_quantize};
+use senmon_kernels::gemm::Precision;
 use senmon_models::audit::Audit;
 use senmon_models::checkpoint::{self, Opened};
 use senmon_models::decoder::{Decoder, Weight};
@@ -50,8 +51,14 @@ pub enum Command {
     Logits(LogitsArgs),
     /// The experts, weights and losses of given router logits, for comparisons with other programs
     Route(RouteArgs),
-    /// What is in a model: parameters in total and active, experts, routers, memory
+    /// What is in a model: parameters in total and active, experts, routers, memory; with text, what the router does with it
+    #[command(after_help = "\
+Examples:
+  senmon inspect runs/first
+  senmon inspect runs/first --data docs --trace routing.safetensors")]
     Inspect(InspectArgs),
+    /// A routing trace routed again: another k, a capacity, a placement of experts, a cache
+    Replay(ReplayArgs),
     /// Write a model in another layout or type: Hugging Face folders and GGUF
     Convert(ConvertArgs),
     /// Measure speed beside the machine's own limits
@@ -149,9 +156,43 @@ pub struct TrainArgs {
     /// Everything random follows from it
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// Write the routing of a fixed part of the held-out text every N steps, to traces/ in the run's folder
+    #[arg(long, value_name = "N")]
+    pub trace_every: Option<u64>,
+    /// What products with weights are rounded to; all else stays f32
+    #[arg(long, value_name = "HOW", value_enum)]
+    pub precision: Option<PrecisionArg>,
     /// Shared flags.
     #[command(flatten)]
     pub common: Common,
+}
+
+/// `--precision`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum PrecisionArg {
+    /// Not rounded.
+    F32,
+    /// To bf16, about twice as fast where the processor has dot products of it (AVX-512 BF16).
+    Bf16,
+}
+
+impl PrecisionArg {
+    /// The value of `train.precision`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(precision: PrecisionArg) -> Self {
+        match precision {
+            PrecisionArg::F32 => Self::F32,
+            PrecisionArg::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// Which model, and how well it is looked at before it is used.
@@ -207,7 +248,21 @@ pub struct EvalArgs {
     /// The model.
     #[command(flatten)]
     pub from: ModelArgs,
-    /// Text to evaluate on [default: the held-out part of the run's own]
+    /// The text.
+    #[command(flatten)]
+    pub text: WindowsArgs,
+    /// Windows at once
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub batch: usize,
+    /// Shared flags.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// Text to run through a model, in windows.
+#[derive(Clone, Debug, Args)]
+pub struct WindowsArgs {
+    /// Text to run through the model [default: the held-out part of the run's own]
     #[arg(long, value_name = "PATH", num_args = 1..)]
     pub data: Vec<PathBuf>,
     /// What a document's domain is: extension, folder, or a file of rules
@@ -219,15 +274,9 @@ pub struct EvalArgs {
     /// Tokens of a window [default: what the run was trained with, else 256]
     #[arg(long, value_name = "N")]
     pub sequence: Option<usize>,
-    /// Tokens to evaluate at most, spread over the domains (500k, 2M, ...; 0 for all)
-    #[arg(long, value_name = "N", default_value = "1M")]
-    pub max_tokens: String,
-    /// Windows at once
-    #[arg(long, value_name = "N", default_value_t = 16)]
-    pub batch: usize,
-    /// Shared flags.
-    #[command(flatten)]
-    pub common: Common,
+    /// Tokens at most, spread over the domains (500k, 2M, ...; 0 for all) [default: 1M to evaluate, 32k to look at routing]
+    #[arg(long, value_name = "N")]
+    pub max_tokens: Option<String>,
 }
 
 /// What texts are made with.
@@ -397,6 +446,9 @@ pub struct LogitsArgs {
     /// The file to write
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
+    /// Multiply as `generate` does, with packed weights and rounded activations [default: in f32, with weights as they are stored]
+    #[arg(long)]
+    pub packed: bool,
     /// Whether the experts of tokens are shown.
     #[command(flatten)]
     pub routing: RoutingArgs,
@@ -443,9 +495,88 @@ pub struct InspectArgs {
     /// The model.
     #[command(flatten)]
     pub from: ModelArgs,
+    /// The text.
+    #[command(flatten)]
+    pub text: WindowsArgs,
+    /// Run the text through the model and write the routing of each token, a safetensors file
+    #[arg(long, value_name = "FILE")]
+    pub trace: Option<PathBuf>,
     /// Shared flags.
     #[command(flatten)]
     pub common: Common,
+}
+
+/// `replay`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+The choices are the recorded ones: with fewer experts a token keeps its first, with more it takes those of its next logits. What that
+would have done to later layers only --model tells.
+
+Examples:
+  senmon replay routing.safetensors --top-k 1 --model runs/first
+  senmon replay routing.safetensors --capacity 1.25 --together 4096 --drop priority
+  senmon replay routing.safetensors --ranks 4 --placement suggested --placement-out placement.json
+  senmon replay routing.safetensors --cache 16")]
+pub struct ReplayArgs {
+    /// What `inspect --trace`, `train --trace-every` or `--show-routing=FILE` wrote
+    pub trace: PathBuf,
+    /// Experts per token [default: as recorded]
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// An expert takes at most FACTOR times an even share of the tokens [default: all that come]
+    #[arg(long, value_name = "FACTOR")]
+    pub capacity: Option<f64>,
+    /// Tokens that are routed together, for --capacity; 0 for all
+    #[arg(long, value_name = "T", default_value_t = 0)]
+    pub together: usize,
+    /// Who is left out of an expert that is full
+    #[arg(long, value_name = "RULE", value_enum, default_value = "position")]
+    pub drop: DropArg,
+    /// Ranks that experts and texts are spread over
+    #[arg(long, value_name = "R")]
+    pub ranks: Option<usize>,
+    /// Which rank has which expert: contiguous, suggested (little traffic, even loads), or a file of --placement-out [default: contiguous]
+    #[arg(long, value_name = "HOW")]
+    pub placement: Option<String>,
+    /// Write the placement, JSON
+    #[arg(long, value_name = "FILE")]
+    pub placement_out: Option<PathBuf>,
+    /// Experts of a layer that a cache has room for
+    #[arg(long, value_name = "N")]
+    pub cache: Option<usize>,
+    /// Run the texts through the model with the new choices, and tell the loss
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<PathBuf>,
+    /// Shared flags.
+    #[command(flatten)]
+    pub common: Common,
+}
+
+/// `--drop`.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum DropArg {
+    /// The last: all first choices come before any second, then tokens in their order.
+    Position,
+    /// The last tokens, whatever choice of theirs it was.
+    Token,
+    /// As position, with tokens in the order of their greatest weights.
+    Priority,
+    /// Those of the least weights.
+    Gate,
+    /// By lot.
+    Random,
+}
+
+impl From<DropArg> for senmon_insight::replay::Drop {
+    fn from(drop: DropArg) -> Self {
+        match drop {
+            DropArg::Position => Self::Position,
+            DropArg::Token => Self::Token,
+            DropArg::Priority => Self::Priority,
+            DropArg::Gate => Self::Gate,
+            DropArg::Random => Self::Random,
+        }
+    }
 }
 
 /// `bench`.
@@ -495,6 +626,9 @@ pub struct BenchGenerateArgs {
     /// Runs of each
     #[arg(long, default_value_t = 5)]
     pub runs: usize,
+    /// Where the time goes.
+    #[command(flatten)]
+    pub profile: ProfileArgs,
     /// Shared flags.
     #[command(flatten)]
     pub common: Common,
@@ -574,9 +708,23 @@ pub struct BenchLayerArgs {
     /// Runs of each
     #[arg(long, default_value_t = 7)]
     pub runs: usize,
+    /// What products with weights are rounded to
+    #[arg(long, value_name = "HOW", value_enum, default_value = "f32")]
+    pub precision: PrecisionArg,
+    /// Where the time goes.
+    #[command(flatten)]
+    pub profile: ProfileArgs,
     /// Shared flags.
     #[command(flatten)]
     pub common: Common,
+}
+
+/// `--profile`, where speed is measured.
+#[derive(Clone, Debug, Args)]
+pub struct ProfileArgs {
+    /// Also tell where the time of one run goes, and write it as a trace for chrome://tracing or ui.perfetto.dev
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
 }
 
 /// `bench train`.
@@ -612,6 +760,12 @@ pub struct BenchTrainArgs {
     /// Steps of each, after two that do not count
     #[arg(long, default_value_t = 15)]
     pub runs: usize,
+    /// What products with weights are rounded to
+    #[arg(long, value_name = "HOW", value_enum, default_value = "f32")]
+    pub precision: PrecisionArg,
+    /// Where the time goes.
+    #[command(flatten)]
+    pub profile: ProfileArgs,
     /// Shared flags.
     #[command(flatten)]
     pub common: Common,

@@ -204,10 +204,16 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Threads; 0 for one per core.
     pub threads: usize,
+    /// How exactly weights are multiplied with activations and gradients.
+    pub precision: Precision,
     /// Evaluates after so many steps; 0 only at the end.
     pub eval_every: u64,
     /// Held-out tokens of an evaluation during the run; 0 for all. The last one takes all.
     pub eval_tokens: u64,
+    /// Writes the routing of a fixed part of the held-out text after so many steps, before the first and after the last; 0 never.
+    pub trace_every: u64,
+    /// Tokens of that part.
+    pub trace_tokens: u64,
     /// Saves after so many steps; 0 only at the end.
     pub save_every: u64,
     /// Checkpoints kept, the newest ones.
@@ -218,6 +224,27 @@ pub struct TrainConfig {
     /// Trains on just the batches of this file ([`crate::trainer::ReplaySource`]) rather than on text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub batches: Option<PathBuf>,
+}
+
+/// `train.precision`: what both sides of the products with weights are rounded to. Weights themselves, gradients, the state of the
+/// optimiser, routers, norms, attention scores, the loss and all sums are f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Not at all.
+    #[default]
+    F32,
+    /// To bf16.
+    Bf16,
+}
+
+impl From<Precision> for senmon_kernels::gemm::Precision {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 /// The layouts of `model.family`: `auto`, and those that models are written in.
@@ -298,8 +325,11 @@ impl Default for TrainConfig {
             minutes: None,
             seed: 0,
             threads: 0,
+            precision: Precision::F32,
             eval_every: 250,
             eval_tokens: 65_536,
+            trace_every: 0,
+            trace_tokens: 8192,
             save_every: 250,
             keep: 3,
             init: None,

@@ -150,6 +150,9 @@ pub enum TrainError {
     /// The model cannot be built, read or written.
     #[error(transparent)]
     Model(#[from] senmon_models::ModelError),
+    /// A trace of routing is not sound, or cannot be read or written.
+    #[error(transparent)]
+    Insight(#[from] senmon_insight::InsightError),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -162,6 +165,7 @@ impl TrainError {
         match self {
             TrainError::Data(e) => e.is_users_mistake(),
             TrainError::Model(e) => e.is_users_mistake(),
+            TrainError::Insight(e) => e.is_users_mistake(),
             TrainError::Unsaved { what, .. } => what.is_users_mistake(),
             TrainError::NonFinite { .. }
             | TrainError::Moe(_)

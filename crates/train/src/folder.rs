@@ -103,6 +103,11 @@ impl RunFolder {
         &self.root
     }
 
+    /// Where the routing of the held-out text at a step goes.
+    pub fn trace(&self, step: u64) -> PathBuf {
+        self.root.join("traces").join(format!("step-{step:08}.safetensors"))
+    }
+
     /// Where `metrics.jsonl` is.
     pub fn metrics(&self) -> PathBuf {
         self.root.join(METRICS)

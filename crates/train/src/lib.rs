@@ -24,6 +24,7 @@ pub mod state;
 pub mod step;
 pub mod tensorboard;
 pub mod terminal;
+pub mod tracing;
 pub mod trainer;
 
 pub use config::RunConfig;

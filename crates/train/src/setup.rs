@@ -189,7 +189,7 @@ fn begin(
         None => initial_values(&spec, config.train.seed),
     };
     fill_tables(&spec, &mut values, &fed.token_counts);
-    let decoder = Decoder::new(&spec, values, true)?;
+    let decoder = Decoder::train_in(&spec, values, config.train.precision.into())?;
     // A layout that cannot say the model is refused now, not at the first checkpoint.
     senmon_models::families::config_json(&spec, &config.model.family)?;
 
@@ -218,7 +218,7 @@ fn begin(
         tokens: 0,
         seconds: 0.0,
         evaluated: 0,
-        simd: state::simd(),
+        simd: state::simd(config.train.precision.into()),
         from_init: config.train.init.is_some(),
         spec: spec.clone(),
         data: fed.key.clone(),
@@ -239,7 +239,7 @@ fn go_on(
     cache: &Path,
     progress: &dyn DataProgress,
 ) -> Result<Parts> {
-    let resumed = state::load(from, |saved| {
+    let resumed = state::load(from, config.train.precision.into(), |saved| {
         let spec = if saved.from_init { saved.spec.clone() } else { config.model_spec()? };
         Ok(ModelSpec { tokens: saved.spec.tokens.clone(), ..complete(spec, &config, None) })
     })?;
@@ -257,7 +257,7 @@ fn go_on(
                 .into(),
         );
     }
-    let simd = state::simd();
+    let simd = state::simd(config.train.precision.into());
     if resumed.progress.simd != simd {
         notes.push(format!(
             "this run was computed with {} and goes on with {simd}: the last bits will differ from those of a run on one of them",

@@ -5,7 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use senmon_kernels::simd::Level;
+use senmon_kernels::gemm::Precision;
+use senmon_kernels::simd::{Dots, Level};
 use senmon_models::checkpoint;
 use senmon_models::decoder::{Decoder, Slot};
 use senmon_models::params::param_defs;
@@ -151,6 +152,7 @@ fn write_moments(path: &Path, decoder: &Decoder, adamw: &AdamW) -> Result<()> {
 /// Reads a checkpoint back. `expected` is what the configuration makes of the saved specification.
 pub fn load(
     checkpoint: &Checkpoint,
+    precision: Precision,
     expected: impl FnOnce(&Progress) -> Result<ModelSpec>,
 ) -> Result<Resumed> {
     let state = checkpoint.path.join(STATE);
@@ -175,7 +177,7 @@ pub fn load(
         return refuse(reason);
     }
     let adamw = read_moments(&state.join(OPTIMIZER), &spec, progress.step)?;
-    let decoder = Decoder::new(&spec, loaded.params, true)?;
+    let decoder = Decoder::train_in(&spec, loaded.params, precision)?;
     let multiplier = read_balance(&state.join(BALANCE), &decoder)?;
     Ok(Resumed { decoder, adamw, multiplier, progress, alarms })
 }
@@ -349,7 +351,9 @@ fn read_moments(path: &Path, spec: &ModelSpec, steps: u64) -> Result<AdamW> {
     Ok(AdamW::resume(moments, steps))
 }
 
-/// The name of the instruction set in force.
-pub fn simd() -> String {
-    Level::current().name().to_owned()
+/// The name of the instruction set in force, for products of a precision.
+pub fn simd(precision: Precision) -> String {
+    let level = Level::current();
+    let dots = precision == Precision::Bf16 && Dots::of(level).bf16;
+    format!("{}{}", level.name(), if dots { " with products of bf16" } else { "" })
 }

@@ -17,6 +17,8 @@ use crate::presets::footprint;
 use crate::schedule::{Limits, TrainingClock};
 use crate::state::{self, Progress};
 use crate::step::{AdamW, MicroBatch, step};
+use crate::tracing;
+use senmon_insight::About;
 
 /// Where batches come from.
 pub trait BatchSource {
@@ -105,6 +107,13 @@ impl Trainer {
             seconds_before: self.progress.seconds,
             threads: rayon::current_num_threads(),
         })?;
+        if t.trace_every > 0 && (self.decoder.moe_layers().next().is_none() || self.eval.is_none()) {
+            let what = "train.trace_every asks for the routing of held-out text, and there are no experts or no such text";
+            return Err(TrainError::Conflict(what.into()));
+        }
+        if t.trace_every > 0 && first == 0 {
+            self.trace(&stopped)?;
+        }
         let clock = TrainingClock::resume(self.progress.seconds);
         let (mut saved, mut eval): (u64, Option<EvalRecord>) = (first, None);
         let due = |every: u64, step: u64| every > 0 && step > 0 && step.is_multiple_of(every);
@@ -165,6 +174,9 @@ impl Trainer {
             if over(&self.progress) {
                 break;
             }
+            if due(t.trace_every, number) {
+                self.trace(&stopped)?;
+            }
             if due(t.eval_every, number) {
                 eval = self.evaluate(false, observer, &stopped)?.or(eval);
             }
@@ -172,6 +184,9 @@ impl Trainer {
                 self.save(observer, saved)?;
                 saved = number;
             }
+        }
+        if t.trace_every > 0 && over(&self.progress) {
+            self.trace(&stopped)?;
         }
         let evaluated = self.progress.evaluated;
         // The last evaluation comes before the last save: a run resumed from there does not tell it twice.
@@ -212,6 +227,26 @@ impl Trainer {
         Ok(record)
     }
 
+    /// Writes the routing of the probe at the present step, unless it is there already or the run is stopped meanwhile.
+    fn trace(&self, stopped: &dyn Fn() -> bool) -> Result<()> {
+        let Some((text, _)) = &self.eval else { return Ok(()) };
+        let path = self.folder.trace(self.progress.step);
+        let probe = probe(text, self.config.train.trace_tokens as usize);
+        let router = self.decoder.moe_layers().next().map(|(_, layer)| layer.config().router.kind.clone());
+        let about = About {
+            model: format!("step {}", self.progress.step),
+            router: router.unwrap_or_default(),
+            domains: Vec::new(),
+        };
+        if let Some(trace) = tracing::record(&self.decoder, &probe, about, true, stopped)? {
+            if let Some(folder) = path.parent() {
+                std::fs::create_dir_all(folder).map_err(TrainError::io("create", folder))?;
+            }
+            trace.write(&path)?;
+        }
+        Ok(())
+    }
+
     /// Saves; `before` is the step of the newest checkpoint.
     fn save(&self, observer: &mut dyn Observer, before: u64) -> Result<()> {
         let unsaved = |what| TrainError::Unsaved { what: Box::new(what), step: before };
@@ -231,6 +266,15 @@ impl Trainer {
         self.folder.prune(self.config.train.keep)?;
         Ok(())
     }
+}
+
+/// About `tokens` tokens of a text, the same for the same text, from all over it.
+fn probe(text: &EvalText, tokens: usize) -> EvalText {
+    let width = text.windows.first().map_or(1, |(window, _)| window.len().saturating_sub(1)).max(1);
+    let wanted = tokens.div_ceil(width).clamp(1, text.windows.len().max(1));
+    let windows =
+        (0..wanted.min(text.windows.len())).map(|i| text.windows[i * text.windows.len() / wanted].clone());
+    EvalText { windows: windows.collect(), ..text.clone() }
 }
 
 /// Batches from a file, each once and in order: what `--batches` gives.

@@ -169,7 +169,7 @@ fn unknown_names_are_told_with_the_nearest() {
     refused("lr = 3", &[], &["`lr`", "[optimizer]"]);
     refused("train = 3", &[], &["[train]"]);
     // Keys of the design that are not built yet.
-    refused("", &["train.precision=bf16"], &["unknown key"]);
+    refused("", &["optimizer.sparse=true"], &["unknown key"]);
 }
 
 #[test]

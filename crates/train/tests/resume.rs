@@ -79,9 +79,11 @@ fn one_two_and_three_threads_give_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("data");
     write_corpus(&data);
-    for more in
-        [&[][..], &["router.kind=topk_pre", "train.accumulate=1", "balance.aux=0.01", "experts.count=6"]]
-    {
+    for more in [
+        &[][..],
+        &["router.kind=topk_pre", "train.accumulate=1", "balance.aux=0.01", "experts.count=6"],
+        &["train.precision=bf16"],
+    ] {
         let runs: Vec<_> = [1, 2, 3]
             .map(|threads| {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -98,6 +100,39 @@ fn one_two_and_three_threads_give_the_same_bits() {
             .into();
         assert!(runs[0] == runs[1] && runs[0] == runs[2]);
     }
+}
+
+#[test]
+fn in_bf16_the_loss_stays_close_and_a_resumed_run_ends_in_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, cache) = (dir.path().join("data"), dir.path().join("cache"));
+    write_corpus(&data);
+    let go = AtomicBool::new(false);
+    let run = |name: &str, more: &[&str]| {
+        let out = dir.path().join(name);
+        train(create(config(&data, more), &out, &cache).unwrap(), &mut nothing(), &go).unwrap();
+        (newest_bytes(&out), metrics(&out))
+    };
+    let (exact, bf16) = (run("f32", &[]), run("bf16", &["train.precision=bf16"]));
+    let losses = |lines: &[serde_json::Value]| -> Vec<f64> {
+        lines.iter().filter_map(|line| line.get("loss").and_then(serde_json::Value::as_f64)).collect()
+    };
+    let (exact, rounded) = (losses(&exact.1), losses(&bf16.1));
+    assert!(exact != rounded && exact.len() == rounded.len());
+    for (x, y) in exact.iter().zip(&rounded) {
+        assert!((x / y - 1.0).abs() < 0.01, "{x} and {y}");
+    }
+    // Interrupted in the middle, it keeps its precision.
+    let out = dir.path().join("interrupted");
+    let stop = AtomicBool::new(false);
+    let at = &|| {
+        stop.store(true, Ordering::Relaxed);
+        Ok(())
+    };
+    let setup = create(config(&data, &["train.precision=bf16"]), &out, &cache).unwrap();
+    train(setup, &mut At { step: 4, what: at }, &stop).unwrap();
+    train(resume(&out, &cache).unwrap(), &mut nothing(), &go).unwrap();
+    assert!(newest_bytes(&out) == bf16.0);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! `inspect`: what is in a model, after its audit.
 
-use super::{print, print_json};
+use super::{insight, print, print_json};
 use crate::cli::InspectArgs;
 use crate::failure::Result;
 use senmon_models::audit::Audit;
@@ -12,14 +12,21 @@ pub(super) fn run(args: InspectArgs) -> Result<()> {
     let audit = args.from.audit_or(Audit::Full);
     let loaded = checkpoint::open(&args.from.model, audit)?;
     let (description, tensors) = (describe(&loaded.spec, &loaded.layout.name()), loaded.tensors);
+    let (unused, memory) = (loaded.unused.clone(), loaded.memory);
+    let with_text = !args.text.data.is_empty() || args.trace.is_some();
+    let statistics = with_text.then(|| insight::of_text(&args, loaded)).transpose()?;
     if args.common.json {
         let mut json = serde_json::to_value(&description).unwrap_or_default();
-        json["audit"] = serde_json::json!({ "tensors": tensors, "unused": loaded.unused, "content": audit != Audit::Structure });
-        json["memory"] = serde_json::json!({ "mapped": loaded.memory.mapped, "held": loaded.memory.held });
+        json["audit"] =
+            serde_json::json!({ "tensors": tensors, "unused": unused, "content": audit != Audit::Structure });
+        json["memory"] = serde_json::json!({ "mapped": memory.mapped, "held": memory.held });
+        if let Some(statistics) = &statistics {
+            json["routing"] = serde_json::to_value(statistics).unwrap_or_default();
+        }
         return print_json(&json);
     }
     let mut text = description.table();
-    let (mapped, held) = (short(loaded.memory.mapped), short(loaded.memory.held));
+    let (mapped, held) = (short(memory.mapped), short(memory.held));
     let _ = writeln!(text, "\nto run: {mapped}B used where they lie in the files, {held}B in memory");
     let _ = match audit {
         Audit::Structure => {
@@ -30,8 +37,11 @@ pub(super) fn run(args: InspectArgs) -> Result<()> {
             "audit: {tensors} tensors, each there once, of the right shape and finite; no expert twice"
         ),
     };
-    for (name, why) in &loaded.unused {
+    for (name, why) in &unused {
         let _ = writeln!(text, "unused: {name} ({why})");
+    }
+    if let Some(statistics) = &statistics {
+        text.push_str(&insight::table(statistics));
     }
     print(&text)
 }

@@ -8,6 +8,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use senmon_insight::Recorder;
 use senmon_models::audit::Audit;
 use senmon_models::decoder::{Decoder, Pass};
+use senmon_models::packing::Packing;
 use senmon_models::text::TokenizerSource;
 use senmon_models::{files, seq2seq};
 
@@ -76,7 +77,8 @@ fn decoder(args: &LogitsArgs) -> Result<Found> {
     }
     let routers = Routers::of_decoder(&loaded.spec);
     let mut recorder = routing::recorder(&args.routing, &routers)?;
-    let decoder = Decoder::run(&loaded.spec, loaded.weights)?;
+    let packing = if args.packed { Packing::Packed } else { Packing::Exact };
+    let decoder = Decoder::run_as(&loaded.spec, loaded.weights, packing)?;
     let mut cache = decoder.cache(n)?;
     let mut pass = Pass { observer: routing::watch(&mut recorder, 0, &args.tokens), ..Pass::default() };
     let logits = decoder.logits(&args.tokens, &mut cache, false, &mut pass)?;
@@ -86,6 +88,9 @@ fn decoder(args: &LogitsArgs) -> Result<Found> {
 }
 
 fn of_encoder_decoder(args: &LogitsArgs) -> Result<Found> {
+    if args.packed {
+        return Err(Failure::mistake("--packed: encoder-decoders multiply in f32"));
+    }
     let opened = seq2seq::open(&args.from.model, args.from.audit_or(Audit::Once))?;
     let (model, spec) = (&opened.model, opened.model.spec());
     check_out(&args.out)?;

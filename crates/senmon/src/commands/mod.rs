@@ -6,13 +6,16 @@ mod convert;
 mod eval;
 mod generate;
 mod hub;
+mod insight;
 mod inspect;
 mod logits;
 mod options;
 mod prompts;
+mod replay;
 mod route;
 mod routing;
 mod text;
+mod texts;
 mod train;
 
 use crate::cli::{Bench, Cli, Command, Common, ModelArgs};
@@ -42,6 +45,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Convert(args) => on_model(args, |args| (&mut args.from, &args.common), convert::run),
         Command::Logits(args) => on_model(args, |args| (&mut args.from, &args.common), logits::run),
         Command::Route(args) => on_pool(&args.common.clone(), || route::run(&args)),
+        Command::Replay(args) => on_pool(&args.common.clone(), || replay::run(args)),
         Command::Inspect(args) => on_model(args, |args| (&mut args.from, &args.common), inspect::run),
         Command::Bench(Bench::Layer(args)) => on_pool(&args.common.clone(), || bench::layer(args)),
         Command::Bench(Bench::Generate(args)) => on_pool(&args.common.clone(), || bench::generate(args)),

@@ -49,6 +49,11 @@ impl Routers {
         Self { kind: kind.into(), encoder: Some(spec.encoder.len()) }
     }
 
+    /// Their kinds, joined by commas; nothing where there are none.
+    pub fn kind(&self) -> &str {
+        &self.kind
+    }
+
     /// What a layer is called where that is not its number.
     fn name(&self, layer: usize) -> Option<String> {
         let encoder = self.encoder?;

@@ -1,7 +1,7 @@
 //! `train`: a run begun or gone on with, and what came of it.
 
-use super::eval::cache_folder;
 use super::text::{Manner, continue_all};
+use super::texts::cache_folder;
 use super::{on_threads, print, print_json, size};
 use crate::cli::TrainArgs;
 use crate::failure::{Failure, Result};
@@ -102,6 +102,9 @@ fn flags(mut layers: Layers, args: &TrainArgs) -> Result<Layers> {
             layers = layers.set_value(key, value.as_str())?;
         }
     }
+    if let Some(precision) = args.precision {
+        layers = layers.set_value("train.precision", precision.name())?;
+    }
     let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     for (flag, key, value) in
         [("--steps", "train.steps", &args.steps), ("--tokens", "train.tokens", &args.tokens)]
@@ -113,8 +116,11 @@ fn flags(mut layers: Layers, args: &TrainArgs) -> Result<Layers> {
     if let Some(minutes) = args.minutes {
         layers = layers.set_value("train.minutes", minutes)?;
     }
-    for (key, value) in [("train.seed", args.seed), ("train.threads", args.common.threads.map(|n| n as u64))]
-    {
+    for (key, value) in [
+        ("train.seed", args.seed),
+        ("train.trace_every", args.trace_every),
+        ("train.threads", args.common.threads.map(|n| n as u64)),
+    ] {
         if let Some(value) = value {
             layers = layers.set_value(key, whole(value))?;
         }

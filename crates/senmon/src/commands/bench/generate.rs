@@ -1,11 +1,13 @@
 //! `bench generate`: a prompt at once and tokens one by one, of a model or of a random one of a known shape.
 
+use super::profile;
 use crate::cli::BenchGenerateArgs;
 use crate::commands::{print, print_json};
 use crate::failure::{Failure, Result};
 use crate::ui::{median, peak_memory};
 use senmon_kernels::packed::Format;
 use senmon_kernels::peak;
+use senmon_kernels::profile::record;
 use senmon_kernels::simd::Level;
 use senmon_models::decoder::{Decoder, Pass};
 use senmon_models::params::param_defs;
@@ -89,12 +91,22 @@ pub(in crate::commands) fn generate(args: BenchGenerateArgs) -> Result<()> {
     let (bandwidth, flops) = (median(&bandwidth), median(&flops));
     let speeds: Vec<Speed> =
         cases.iter().map(|case| case.speed(&weights, args.runs as f64, bandwidth, flops)).collect();
+    let mut profiles = Vec::new();
+    if let Some(path) = &args.profile.profile {
+        for case in &mut cases {
+            let (seconds, profile) = record(|| case.run(&decoder, 0));
+            seconds?;
+            profiles.push((case.name.clone(), profile));
+        }
+        profile::write(path, &profiles)?;
+    }
     if args.common.json {
         return print_json(&serde_json::json!({
             "model": name, "format": weights.name, "threads": threads, "simd": Level::current().name(),
             "read_gbs": bandwidth / 1e9, "peak_gflops": flops / 1e9, "runs": args.runs,
             "seconds_to_load": loading, "peak_memory_bytes": peak_memory(),
             "active_bytes_per_token": weights.fixed + weights.active, "cases": speeds,
+            "profiles": profile::json(&profiles),
         }));
     }
     let mut out = format!(
@@ -129,6 +141,7 @@ pub(in crate::commands) fn generate(args: BenchGenerateArgs) -> Result<()> {
             100.0 * speed.of_peak
         );
     }
+    out.push_str(&profile::words(&profiles, threads));
     print(&out)
 }
 

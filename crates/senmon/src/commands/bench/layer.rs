@@ -1,6 +1,6 @@
 //! `bench layer`: a layer of experts and its dense twin, forward and backward.
 
-use super::{Case, alternate, normal, refuse_zero};
+use super::{Case, alternate, normal, profile, profiled, refuse_zero};
 use crate::cli::BenchLayerArgs;
 use crate::commands::{print, print_json};
 use crate::failure::{Failure, Result};
@@ -38,8 +38,11 @@ pub(in crate::commands) fn layer(args: BenchLayerArgs) -> Result<()> {
 
     let width = dense_twin_width(first as f64, k, i, 0, true);
     let shape = Shape { hidden: h, intermediate: width, activation: Activation::Silu, gated: true };
-    let up = Param::trainable("up", normal(3, 2 * width * h, 0.02), &[2 * width, h])?;
-    let down = Param::trainable("down", normal(4, width * h, 0.02), &[h, width])?;
+    let weight = |name: &str, values: Vec<f32>, shape: &[usize]| {
+        Param::trainable(name, values, shape).map(|param| param.with_precision(args.precision.into()))
+    };
+    let up = weight("up", normal(3, 2 * width * h, 0.02), &[2 * width, h])?;
+    let down = weight("down", normal(4, width * h, 0.02), &[h, width])?;
     let (input, back) = (x.as_tensor().clone(), backward.clone());
     cases.push(Case {
         name: format!("dense, I {width}"),
@@ -53,8 +56,8 @@ pub(in crate::commands) fn layer(args: BenchLayerArgs) -> Result<()> {
         let config = MoeConfig::new(h, i, experts, k);
         let params = MoeParams::new(
             Param::trainable("router", normal(5, experts * h, 0.02), &[experts, h])?,
-            Param::trainable("gate_up", normal(6, experts * 2 * i * h, 0.02), &[experts, 2 * i, h])?,
-            Param::trainable("down", normal(7, experts * i * h, 0.02), &[experts, h, i])?,
+            weight("gate_up", normal(6, experts * 2 * i * h, 0.02), &[experts, 2 * i, h])?,
+            weight("down", normal(7, experts * i * h, 0.02), &[experts, h, i])?,
         );
         let layer = MoeLayer::from_params(config, params)?;
         let (_, routing) = layer.forward(x.as_tensor(), &mut Ctx::default())?;
@@ -74,15 +77,16 @@ pub(in crate::commands) fn layer(args: BenchLayerArgs) -> Result<()> {
             seconds: Vec::new(),
         });
     }
-    let peaks = alternate(&mut cases, args.runs)?;
+    let peaks = alternate(&mut cases, args.runs, args.precision)?;
+    let profiles = profiled(&mut cases, &args.profile)?;
     let dense = median(&cases[0].seconds);
     let timings: Vec<super::Timing> = cases.iter().map(|case| case.timing(&peaks, dense)).collect();
     if args.common.json {
         return print_json(&serde_json::json!({
             "tokens": t, "hidden": h, "intermediate": i, "top_k": k, "runs": args.runs,
             "threads": rayon::current_num_threads(), "simd": Level::current().name(),
-            "peak_f32_gflops": peaks.flops() / 1e9, "peak_read_gbs": median(&peaks.bandwidth) / 1e9,
-            "cases": timings,
+            "precision": args.precision.name(), "peak_gflops": peaks.flops() / 1e9, "peak_read_gbs": median(&peaks.bandwidth) / 1e9,
+            "cases": timings, "profiles": profile::json(&profiles),
         }));
     }
     let mut out = peaks.words();
@@ -105,5 +109,6 @@ pub(in crate::commands) fn layer(args: BenchLayerArgs) -> Result<()> {
             case.to_dense
         );
     }
+    out.push_str(&profile::words(&profiles, rayon::current_num_threads()));
     print(&out)
 }

@@ -2,16 +2,19 @@
 
 mod generate;
 mod layer;
+mod profile;
 mod train;
 
 pub(super) use generate::generate;
 pub(super) use layer::layer;
 pub(super) use train::train;
 
+use crate::cli::{PrecisionArg, ProfileArgs};
 use crate::failure::{Failure, Result};
 use crate::ui::median;
 use senmon_files::Pages;
 use senmon_kernels::peak;
+use senmon_kernels::profile::{Profile, record};
 use senmon_kernels::simd::Level;
 use senmon_moe::rng::Stream;
 use serde::Serialize;
@@ -31,18 +34,23 @@ fn memory() -> Result<Pages> {
 /// The machine's limits, as measured between the runs.
 struct Peaks {
     memory: Pages,
+    precision: PrecisionArg,
+    /// Operations per second in `precision`.
     flops: Vec<f64>,
     bandwidth: Vec<f64>,
 }
 
 impl Peaks {
-    fn new() -> Result<Self> {
-        Ok(Self { memory: memory()?, flops: Vec::new(), bandwidth: Vec::new() })
+    fn new(precision: PrecisionArg) -> Result<Self> {
+        Ok(Self { memory: memory()?, precision, flops: Vec::new(), bandwidth: Vec::new() })
     }
 
     fn measure(&mut self) {
         let threads = rayon::current_num_threads();
-        self.flops.push(peak::f32_flops(Level::current(), threads));
+        self.flops.push(match self.precision {
+            PrecisionArg::F32 => peak::f32_flops(Level::current(), threads),
+            PrecisionArg::Bf16 => peak::bf16_flops(Level::current(), threads),
+        });
         self.bandwidth.push(peak::read_bandwidth(threads, &self.memory));
     }
 
@@ -53,9 +61,10 @@ impl Peaks {
 
     fn words(&self) -> String {
         format!(
-            "machine: {} threads, {}, f32 peak {:.0} GFLOP/s, read bandwidth {:.1} GB/s",
+            "machine: {} threads, {}, {} peak {:.0} GFLOP/s, read bandwidth {:.1} GB/s",
             rayon::current_num_threads(),
             Level::current().name(),
+            self.precision.name(),
             self.flops() / 1e9,
             median(&self.bandwidth) / 1e9
         )
@@ -114,8 +123,8 @@ impl Case {
 }
 
 /// Runs all cases in turn, `runs` times after one that does not count, so that a machine that slows down slows all.
-fn alternate(cases: &mut [Case], runs: usize) -> Result<Peaks> {
-    let mut peaks = Peaks::new()?;
+fn alternate(cases: &mut [Case], runs: usize, precision: PrecisionArg) -> Result<Peaks> {
+    let mut peaks = Peaks::new(precision)?;
     for case in cases.iter_mut() {
         case.run()?;
     }
@@ -128,6 +137,19 @@ fn alternate(cases: &mut [Case], runs: usize) -> Result<Peaks> {
         }
     }
     Ok(peaks)
+}
+
+/// One run of each case, recorded, if that is wanted; the trace is written.
+fn profiled(cases: &mut [Case], args: &ProfileArgs) -> Result<Vec<(String, Profile)>> {
+    let Some(path) = &args.profile else { return Ok(Vec::new()) };
+    let mut profiles = Vec::new();
+    for case in cases.iter_mut() {
+        let (done, profile) = record(|| case.run());
+        done?;
+        profiles.push((case.name.clone(), profile));
+    }
+    profile::write(path, &profiles)?;
+    Ok(profiles)
 }
 
 /// Normally distributed numbers, always the same.

@@ -1,6 +1,6 @@
 //! `bench train`: steps of a whole model and of its dense twin.
 
-use super::{Case, Timing, alternate, refuse_zero};
+use super::{Case, Timing, alternate, profile, profiled, refuse_zero};
 use crate::cli::BenchTrainArgs;
 use crate::commands::{print, print_json};
 use crate::failure::{Failure, Result};
@@ -56,7 +56,7 @@ pub(in crate::commands) fn train(args: BenchTrainArgs) -> Result<()> {
         (format!("dense, I {width}"), 0, spec(FfnSpec::Dense(mlp(width)))),
         (format!("{} experts, top-{}", args.experts, args.top_k), args.experts, spec(moe)),
     ] {
-        let decoder = Decoder::new(&spec, initial_values(&spec, 0), true)?;
+        let decoder = Decoder::train_in(&spec, initial_values(&spec, 0), args.precision.into())?;
         let mut adamw = AdamW::new(&decoder);
         let (batch, vocab, width) = (args.batch, args.vocab as f32, args.sequence + 1);
         let (mut balancing, optimizer) = (Balancing::new(&RunConfig::default()), OptimizerConfig::default());
@@ -78,7 +78,8 @@ pub(in crate::commands) fn train(args: BenchTrainArgs) -> Result<()> {
             seconds: Vec::new(),
         });
     }
-    let peaks = alternate(&mut cases, args.runs)?;
+    let peaks = alternate(&mut cases, args.runs, args.precision)?;
+    let profiles = profiled(&mut cases, &args.profile)?;
     let dense = median(&cases[0].seconds);
     let timings: Vec<Timing> = cases.iter().map(|case| case.timing(&peaks, dense)).collect();
     let speed = |case: &Timing| 1e3 * tokens as f64 / case.milliseconds;
@@ -86,8 +87,8 @@ pub(in crate::commands) fn train(args: BenchTrainArgs) -> Result<()> {
         return print_json(&serde_json::json!({
             "tokens_per_second": speed(&timings[1]), "dense_tokens_per_second": speed(&timings[0]),
             "threads": rayon::current_num_threads(), "simd": Level::current().name(),
-            "peak_f32_gflops": peaks.flops() / 1e9, "peak_read_gbs": median(&peaks.bandwidth) / 1e9,
-            "cases": timings,
+            "precision": args.precision.name(), "peak_gflops": peaks.flops() / 1e9, "peak_read_gbs": median(&peaks.bandwidth) / 1e9,
+            "cases": timings, "profiles": profile::json(&profiles),
         }));
     }
     let mut out = peaks.words();
@@ -123,5 +124,6 @@ pub(in crate::commands) fn train(args: BenchTrainArgs) -> Result<()> {
             case.to_dense
         );
     }
+    out.push_str(&profile::words(&profiles, rayon::current_num_threads()));
     print(&out)
 }
