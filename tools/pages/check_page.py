@@ -5,7 +5,7 @@
     check_page.py --shots DIR PAGE.html  writes screenshots, too: width and theme are in their names
 
 Each page is opened at three widths, in both themes, once on paper (PDF) and once without scripts. Every button is pressed, every
-choice of a list chosen, every heading of a table clicked, everything that takes the focus is given it, and arrow keys are pressed
+choice of a list chosen, every heading of a table clicked (of wide tables the first six and the last), everything that takes the focus is given it, and arrow keys are pressed
 there. Problems are errors of the script and of the policy (CSP), requests of any kind, what is wider than the window, labels that
 overlap within a chart, controls without a name or too small, links to nowhere, identifiers that are there twice, and blocks
 that look different after an update with their own data. Needs chromium (or --browser PATH).
@@ -100,18 +100,22 @@ USE = r"""
   for (const summary of document.querySelectorAll("summary")) { summary.click(); done.presses++; }
   await frame();
   // Presses make new buttons: until there is none that was not pressed.
-  const pressed = new Set();
+  const pressed = new Set(), tables = new Set();
   for (let round = 0; round < 3000; round++) {
-    const next = [...document.querySelectorAll("button:not(:disabled)")].find(node => seen(node) && !node.matches(".theme") && !pressed.has(key(node)));
+    const next = [...document.querySelectorAll("button:not(:disabled)")].find(node =>
+      seen(node) && !node.matches("th:nth-child(n + 7):not(:last-child) button") && !node.matches(".theme") && !label(node).startsWith("Show as chart") && !pressed.has(key(node)));
     if (!next) break;
-    const what = key(next), saves = what.includes("Save as");
+    // A table looks the same whichever of its many columns it is sorted by: it is inspected once.
+    const what = key(next), sorted = next.matches("th button") && next.closest(".block").id;
+    const saves = what.includes("Save as") || tables.has(sorted);
+    if (sorted) tables.add(sorted);
     pressed.add(what);
     next.focus();
     next.click();
     done.presses++;
     await frame();
     if (!saves) look("after " + what);
-    if (!saves && next.matches(".key")) { next.isConnected && next.click(); await frame(); }
+    if (next.matches(".key")) { next.isConnected && next.click(); await frame(); }
   }
   for (const select of document.querySelectorAll("select")) {
     if (!seen(select)) continue;
@@ -161,6 +165,32 @@ USE = r"""
     done.updates++;
     if (text() !== before) problems.push(`block ${host.id} differs after an update with its own data: "${before.slice(0, 60)}" and "${text().slice(0, 60)}"`);
   }
+  // The focus stays where it is, and so does what is read under the pointer.
+  for (const host of document.querySelectorAll(".block")) {
+    const stop = [...host.querySelectorAll("button, select, [tabindex]")].filter(node => seen(node) && !node.disabled)[1];
+    if (!stop || host.matches("[data-kind=selector], [data-kind=details]")) continue;
+    const what = label(stop);
+    stop.focus();
+    senmon.update(host.id, {});
+    await frame();
+    if (!host.contains(document.activeElement) || label(document.activeElement) !== what) problems.push(`block ${host.id} loses the focus in an update`);
+  }
+  document.activeElement.blur();
+  const grid = [...document.querySelectorAll(".grid")].find(seen);
+  if (grid) {
+    const box = grid.querySelector("canvas").getBoundingClientRect(), host = grid.closest(".block");
+    grid.dispatchEvent(new PointerEvent("pointermove", { clientX: box.left + 2, clientY: box.top + 2 }));
+    const values = [...senmon.data(host.id).values], before = document.querySelector(".tip").innerText;
+    senmon.update(host.id, { values: values.map((v, k) => (k ? v : 123456)) });
+    await frame();
+    const after = document.querySelector(".tip");
+    if (after.hidden || after.innerText === before) problems.push(`the read-out of ${host.id} does not follow an update`);
+    senmon.update(host.id, { values });
+    host.querySelector(".grid").dispatchEvent(new PointerEvent("pointerleave", { pointerType: "mouse" }));
+  }
+  const refuses = (id, data) => { try { senmon.update(id, data); return false; } catch { return true; } };
+  const some = document.querySelector(".block")?.id;
+  if (!refuses("senmon-none", {}) || (some && !refuses(some, { kind: "none" }))) problems.push("senmon.update takes what it should refuse");
   look("after updates");
   return { problems: [...new Set(problems)], done };
 })
@@ -265,6 +295,8 @@ class Browser:
 
 
 def size(browser, width, height):
+    # Scrolling that takes its time would go on while the next thing is tried.
+    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
     browser.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
 
 

@@ -9,6 +9,7 @@ pub mod error;
 mod file;
 pub mod recorder;
 pub mod replay;
+pub mod report;
 pub mod statistics;
 pub mod trace;
 pub mod words;

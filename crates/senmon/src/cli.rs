@@ -55,7 +55,8 @@ pub enum Command {
     #[command(after_help = "\
 Examples:
   senmon inspect runs/first
-  senmon inspect runs/first --data docs --trace routing.safetensors")]
+  senmon inspect runs/first --data docs --trace routing.safetensors
+  senmon inspect runs/first --report experts.html")]
     Inspect(InspectArgs),
     /// A routing trace routed again: another k, a capacity, a placement of experts, a cache
     Replay(ReplayArgs),
@@ -501,6 +502,13 @@ pub struct InspectArgs {
     /// Run the text through the model and write the routing of each token, a safetensors file
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+    /// Write a page about router and experts, one HTML file: load, words for experts, domains, text by expert, memory
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Do not switch experts off one after another to check what they are for (with --report or --json, as many passes over the text
+    /// as there are experts)
+    #[arg(long)]
+    pub no_ablation: bool,
     /// Shared flags.
     #[command(flatten)]
     pub common: Common,

@@ -148,6 +148,45 @@ impl DataProgress {
     }
 }
 
+/// A bar for passes over something.
+pub struct Passes {
+    bar: Option<ProgressBar>,
+}
+
+impl Passes {
+    /// Nothing is shown when `quiet`; where there is no terminal only what is done.
+    pub fn new(quiet: bool, what: &'static str) -> Self {
+        if quiet {
+            return Self { bar: None };
+        }
+        if !on_terminal() {
+            eprintln!("{what}");
+            return Self { bar: None };
+        }
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}") {
+            bar.set_style(style);
+        }
+        bar.set_message(what);
+        Self { bar: Some(bar) }
+    }
+
+    /// `done` of `all`.
+    pub fn show(&self, done: usize, all: usize) {
+        if let Some(bar) = &self.bar {
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn done(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 impl Progress for DataProgress {
     fn stage(&self, name: &str, total: Option<u64>) {
         self.done();

@@ -15,6 +15,8 @@ use crate::error::{Result, TrainError};
 pub const CONFIG: &str = "senmon.toml";
 /// One line a step.
 pub const METRICS: &str = "metrics.jsonl";
+/// Folder of the routing of held-out text as a run goes.
+pub const TRACES: &str = "traces";
 
 const LOCK: &str = ".lock";
 const CHECKPOINTS: &str = "checkpoints";
@@ -33,6 +35,11 @@ pub struct RunFolder {
     made: Vec<PathBuf>,
     /// Held, not read: the lock ends with it.
     _lock: File,
+}
+
+/// The step of a file in [`TRACES`], by its name.
+pub fn step_of_trace(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_prefix("step-")?.strip_suffix(".safetensors")?.parse().ok()
 }
 
 /// A whole checkpoint.
@@ -105,7 +112,7 @@ impl RunFolder {
 
     /// Where the routing of the held-out text at a step goes.
     pub fn trace(&self, step: u64) -> PathBuf {
-        self.root.join("traces").join(format!("step-{step:08}.safetensors"))
+        self.root.join(TRACES).join(format!("step-{step:08}.safetensors"))
     }
 
     /// Where `metrics.jsonl` is.

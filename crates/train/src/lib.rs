@@ -5,6 +5,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod ablation;
 pub mod alarms;
 pub mod balancing;
 mod check;

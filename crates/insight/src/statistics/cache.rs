@@ -145,7 +145,7 @@ mod tests {
         let stream = Stream::new(&[seed]);
         let mut first = 0;
         let pick = |t: u64| {
-            if stream.bits(3 * t) % 3 == 0 {
+            if stream.bits(3 * t).is_multiple_of(3) {
                 first = (stream.bits(3 * t + 1) % 5) as u16;
             }
             [first, (stream.bits(3 * t + 2) % 5) as u16]

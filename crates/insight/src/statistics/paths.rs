@@ -101,7 +101,7 @@ pub(crate) fn through(layers: &[&Layer], options: &Options) -> Paths {
         all.chunk_by(|a, b| a == b).map(|same| (same.len() as u64, &same[0])).collect();
     let distinct = found.len() as u64;
     // Stable: the lowest of equally frequent ones stay before the others.
-    found.sort_by(|a, b| b.0.cmp(&a.0));
+    found.sort_by_key(|(n, _)| std::cmp::Reverse(*n));
     found.truncate(options.paths);
     let path = |(n, experts): (u64, &Vec<u16>)| {
         let each = loads.iter().zip(experts).map(|(load, e)| load[usize::from(*e)] as f64 / tokens as f64);

@@ -84,9 +84,8 @@ impl<'a> Layer<'a> {
             return Err(InsightError::tensor(&name("experts", number), what));
         }
         let sets = Sets::of(&trace.experts, trace.top_k, experts);
-        let used = |(ids, dropped): (&[u16], &[u8])| {
-            ids.iter().any(|id| *id != EMPTY) || dropped.iter().any(|dropped| *dropped == 1)
-        };
+        let used =
+            |(ids, dropped): (&[u16], &[u8])| ids.iter().any(|id| *id != EMPTY) || dropped.contains(&1);
         let rows = trace.experts.chunks(trace.top_k.max(1)).zip(trace.dropped.chunks(trace.top_k.max(1)));
         let seen = rows.enumerate().filter(|(_, row)| used(*row)).map(|(at, _)| at).collect();
         let counts = sets.counts(experts);

@@ -4,10 +4,12 @@
 //! question to the model: switch the expert off and see whether that hurts where the label says ([`confirm`]).
 
 mod ablation;
+mod checked;
 mod label;
 mod sentence;
 
 pub use ablation::{Ablation, Confirmation, Delta, LEVEL, Verdict, confirm};
+pub use checked::{Checked, Standing, Tally};
 pub use label::{Label, LabelKind};
 
 use crate::error::{InsightError, Result};

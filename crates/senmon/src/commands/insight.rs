@@ -4,39 +4,136 @@ use super::routing::Routers;
 use super::texts;
 use crate::cli::InspectArgs;
 use crate::failure::{Failure, Result};
-use crate::ui::INTERRUPTED;
+use crate::ui::{INTERRUPTED, Passes};
+use senmon_insight::report::{Report, Training};
 use senmon_insight::statistics::{self, Options, Statistics};
+use senmon_insight::words::{self, Checked, LayerWords, WordOptions};
 use senmon_insight::{About, Trace};
 use senmon_models::checkpoint::Opened;
 use senmon_models::decoder::Decoder;
+use senmon_models::files;
 use senmon_models::identity::model_hash;
-use senmon_train::tracing;
+use senmon_models::text::TokenizerSource;
+use senmon_train::folder::{METRICS, TRACES, step_of_trace};
+use senmon_train::jsonl::{self, Line};
+use senmon_train::{ablation, tracing};
+use serde_json::{Value, json};
 use std::fmt::Write;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
 /// Tokens that are looked at unless the user says how many.
 const TOKENS: &str = "32k";
 
-/// The routing of the text, written where that is wanted, and what there is to say of it.
-pub(super) fn of_text(args: &InspectArgs, loaded: Opened) -> Result<Statistics> {
+/// What there is to say of a text's routing.
+pub(super) struct Looked {
+    pub statistics: Statistics,
+    /// Words for experts, and what became of them.
+    words: Vec<LayerWords>,
+    checked: Option<Vec<Vec<Checked>>>,
+}
+
+impl Looked {
+    /// For programs.
+    pub fn document(&self) -> Value {
+        json!({ "statistics": self.statistics, "words": self.words, "checked": self.checked })
+    }
+}
+
+/// Runs the text through the model; what is wanted in files is written.
+pub(super) fn of_text(args: &InspectArgs, loaded: Opened) -> Result<Looked> {
+    let model = &args.from.model;
     let routers = Routers::of_decoder(&loaded.spec);
     if routers.kind().is_empty() {
-        return Err(Failure::mistake(format!("{} has no experts to look at", args.from.model.display())));
+        return Err(Failure::mistake(format!("{} has no experts to look at", model.display())));
     }
-    if let Some(file) = &args.trace {
+    for file in [&args.trace, &args.report].into_iter().flatten() {
         super::check_out(file)?;
     }
-    let text = texts::windows(&args.text, &args.from.model, &loaded, TOKENS, args.common.quiet)?;
-    let about =
-        About { model: model_hash(&args.from.model)?, router: routers.kind().into(), domains: Vec::new() };
+    let text = texts::windows(&args.text, model, &loaded, TOKENS, args.common.quiet)?;
+    let tokenizer = loaded.tokenizer.as_ref().map(TokenizerSource::load).transpose()?;
+    let about = About { model: model_hash(model)?, router: routers.kind().into(), domains: Vec::new() };
     let decoder = Decoder::run(&loaded.spec, loaded.weights)?;
     let cancelled = || INTERRUPTED.load(Ordering::Relaxed);
-    let trace = tracing::record(&decoder, &text, about, true, &cancelled)?;
-    let trace: Trace = trace.ok_or_else(|| Failure::interrupted("interrupted: nothing was written"))?;
+    let interrupted = || Failure::interrupted("interrupted: nothing was written");
+    let trace = tracing::record(&decoder, &text, about, true, &cancelled)?.ok_or_else(interrupted)?;
     if let Some(file) = &args.trace {
         trace.write(file)?;
     }
-    Ok(statistics::of(&trace, &Options::default())?)
+    let statistics = statistics::of(&trace, &Options::default())?;
+    if args.report.is_none() && !args.common.json {
+        return Ok(Looked { statistics, words: Vec::new(), checked: None });
+    }
+    let token = |id: u32| match tokenizer.as_ref().and_then(|tokenizer| tokenizer.decode(&[id], false).ok()) {
+        Some(text) => text,
+        None => format!("<{id}>"),
+    };
+    let words = words::of(&trace, &WordOptions::default(), &token)?;
+    let checked = match args.no_ablation || routers.kind() == "soft" {
+        true => None,
+        false => {
+            let bar = Passes::new(args.common.quiet, "switching experts off");
+            let mut progress = |done: usize, all: usize| bar.show(done, all);
+            let found = ablation::check(&decoder, &trace, &words, 0, &mut progress, &cancelled)?;
+            bar.done();
+            Some(found.ok_or_else(|| Failure::interrupted("interrupted: no report was written"))?)
+        }
+    };
+    if let Some(file) = &args.report {
+        let training = training(model)?;
+        let name = model.file_name().unwrap_or(model.as_os_str()).to_string_lossy();
+        let report = Report {
+            model: &name,
+            trace: &trace,
+            statistics: &statistics,
+            words: &words,
+            checked: checked.as_deref(),
+            training: training.as_ref(),
+            token: &token,
+        };
+        let html = report.page().to_html().map_err(|e| Failure::other(e.to_string()))?;
+        files::write_whole(file, |w| w.write_all(html.as_bytes()))?;
+    }
+    Ok(Looked { statistics, words, checked })
+}
+
+/// How the run of a run folder went.
+fn training(model: &Path) -> Result<Option<Training>> {
+    let metrics = model.join(METRICS);
+    if !metrics.is_file() {
+        return Ok(None);
+    }
+    let mut training = Training::default();
+    for line in jsonl::read(&metrics)? {
+        let Line::Step(step) = line else { continue };
+        training.steps.push(step.step);
+        for layer in step.layers {
+            let place = training.layers.iter().position(|(number, ..)| *number == layer.layer);
+            let place = place.unwrap_or_else(|| {
+                training.layers.push((layer.layer, Vec::new(), Vec::new()));
+                training.layers.len() - 1
+            });
+            training.layers[place].1.push(layer.load_cv);
+            training.layers[place].2.push(layer.entropy);
+        }
+    }
+    let mut traces: Vec<(u64, PathBuf)> = std::fs::read_dir(model.join(TRACES))
+        .map(|entries| entries.flatten().map(|entry| entry.path()).collect::<Vec<_>>())
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|path| Some((step_of_trace(&path)?, path)))
+        .collect();
+    traces.sort();
+    if let Some((_, last)) = traces.last() {
+        let last = Trace::read(last)?;
+        for (step, path) in &traces {
+            // Of an earlier run in the same folder, or of other text: nothing to compare.
+            if let Ok(found) = statistics::saturation(&Trace::read(path)?, &last) {
+                training.saturation.push((*step, found));
+            }
+        }
+    }
+    Ok(Some(training))
 }
 
 /// For people: a line for each layer.

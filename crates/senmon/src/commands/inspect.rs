@@ -13,15 +13,15 @@ pub(super) fn run(args: InspectArgs) -> Result<()> {
     let loaded = checkpoint::open(&args.from.model, audit)?;
     let (description, tensors) = (describe(&loaded.spec, &loaded.layout.name()), loaded.tensors);
     let (unused, memory) = (loaded.unused.clone(), loaded.memory);
-    let with_text = !args.text.data.is_empty() || args.trace.is_some();
-    let statistics = with_text.then(|| insight::of_text(&args, loaded)).transpose()?;
+    let with_text = !args.text.data.is_empty() || args.trace.is_some() || args.report.is_some();
+    let looked = with_text.then(|| insight::of_text(&args, loaded)).transpose()?;
     if args.common.json {
         let mut json = serde_json::to_value(&description).unwrap_or_default();
         json["audit"] =
             serde_json::json!({ "tensors": tensors, "unused": unused, "content": audit != Audit::Structure });
         json["memory"] = serde_json::json!({ "mapped": memory.mapped, "held": memory.held });
-        if let Some(statistics) = &statistics {
-            json["routing"] = serde_json::to_value(statistics).unwrap_or_default();
+        if let Some(looked) = &looked {
+            json["routing"] = looked.document();
         }
         return print_json(&json);
     }
@@ -40,8 +40,8 @@ pub(super) fn run(args: InspectArgs) -> Result<()> {
     for (name, why) in &unused {
         let _ = writeln!(text, "unused: {name} ({why})");
     }
-    if let Some(statistics) = &statistics {
-        text.push_str(&insight::table(statistics));
+    if let Some(looked) = &looked {
+        text.push_str(&insight::table(&looked.statistics));
     }
     print(&text)
 }
