@@ -151,7 +151,7 @@ fn significant(size: f64, digits: usize) -> String {
     if size == 0.0 {
         return "0".to_owned();
     }
-    if size >= 1e15 || size < 1e-4 {
+    if !(1e-4..1e15).contains(&size) {
         return format!("{size:.*e}", digits.max(1) - 1);
     }
     if size.fract() == 0.0 {

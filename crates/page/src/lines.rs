@@ -206,8 +206,13 @@ impl Lines {
                 (first..self.series.len()).filter(|&i| self.series[i].x == self.series[first].x).collect();
             let ys: Vec<&[f64]> = group.iter().map(|&i| self.series[i].y.as_slice()).collect();
             let xs = &self.series[first].x;
+            let is_sound = |&i: &usize| {
+                let Line { y, low, high, .. } = &self.series[i];
+                y.len() == xs.len()
+                    && [low, high].iter().all(|edge| edge.is_empty() || edge.len() == xs.len())
+            };
             // What check() refuses is left for it to see. A line with NaN in x has no equal, itself included.
-            if group.first() != Some(&first) || ys.iter().any(|line| line.len() != xs.len()) {
+            if group.first() != Some(&first) || !group.iter().all(is_sound) {
                 continue;
             }
             let places = thin::places(xs, &ys, self.most_points);

@@ -155,8 +155,8 @@ impl Table {
         push_element(out, "caption", "hush", &self.title);
         out.push_str("<thead><tr>");
         for column in &self.columns {
-            let class = if column.format.is_some() { "number\" scope=\"col" } else { "\" scope=\"col" };
-            out.push_str(&format!("<th class=\"{class}\">"));
+            let class = if column.format.is_some() { " class=\"number\"" } else { "" };
+            out.push_str(&format!("<th{class} scope=\"col\">"));
             push_text(out, &column.name);
             out.push_str("</th>");
         }

@@ -16,7 +16,7 @@ pub(crate) fn places(xs: &[f64], ys: &[&[f64]], most: usize) -> Vec<usize> {
     let mut kept = vec![0];
     for bucket in 0..buckets {
         let (from, to) = (start(bucket), start(bucket + 1));
-        let next = to..start(bucket + 2).clamp(to + 1, count).min(count);
+        let next = to..start(bucket + 2).clamp(to + 1, count);
         let last = kept[kept.len() - 1];
         let gap = (from..to).find(|&place| ys.iter().any(|line| line[place].is_nan()));
         let area = |place: usize| -> f64 {

@@ -1,6 +1,8 @@
 //! Pages as they are written: nothing in them is more than text, everything is said without scripts, and what contradicts
 //! itself is refused.
 
+#![allow(clippy::unwrap_used)]
+
 use senmon_page::{
     Axis, Bars, Best, Block, Cell, Column, Details, Figure, Figures, Format, Heat, Line, Lines, Page,
     PageError, Reference, Rich, Scale, Section, Selector, Table, Text, TokenLayer, Tokens, Tone, Verdict,
@@ -206,7 +208,7 @@ fn small_pieces_look_like_this() {
          <th class=\"number\" scope=\"col\">loss</th><th class=\"number\" scope=\"col\">experts</th></tr></thead>\n<tbody>\n\
          <tr><th scope=\"row\">a</th><td class=\"number\">3.25</td><td class=\"number\">8</td></tr>\n\
          <tr><th scope=\"row\">b</th><td class=\"number best\">3.00</td><td class=\"number\">–</td></tr>\n\
-         </tbody>\n</table></div>\n</div>\n</div>\n"
+         </tbody>\n</table></div>\n</div>\n</div>\n</div>\n"
     );
     assert!(html.contains("<div class=\"block half\" data-kind=\"figures\" id=\"s-1\">"));
     let json = Block::from(Text::new("words")).id("now").to_json().unwrap();
@@ -268,6 +270,10 @@ fn what_contradicts_itself_is_refused() {
         (
             lines(Line::new("one", [1.0], [1.0]).band([], [1.0])).into(),
             "section s: block s-1 (lines): lower edge of \"one\": expected 1, found 0",
+        ),
+        (
+            lines(Line::new("one", [1.0; 2000], [1.0; 2000]).band([1.0; 3000], [1.0; 3000])).into(),
+            "section s: block s-1 (lines): lower edge of \"one\": expected 2000, found 3000",
         ),
         (
             Table::new("t", [Column::text("a")]).row(["x".into(), "y".into()]).into(),

@@ -1,6 +1,8 @@
 //! The colours of `page.css`: text can be read, lines can be told apart, scales ascend; in both themes, and for readers with the
 //! usual deficiencies of colour vision.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::HashMap;
 
 type Rgb = [f64; 3];

@@ -34,6 +34,12 @@ struct Speed {
     gflops: f64,
     /// Part of the measured peak of such operations.
     of_peak: f64,
+    /// Bytes of weights that a token needs.
+    bytes_per_token: f64,
+    /// Of several sequences at once: how many times as fast as one they could be, by the bytes of the experts that they touch
+    /// together, and how many times they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to_one: Option<(f64, f64)>,
 }
 
 /// One thing to be timed: tokens of a pass, passes, sequences.
@@ -89,8 +95,15 @@ pub(in crate::commands) fn generate(args: BenchGenerateArgs) -> Result<()> {
         }
     }
     let (bandwidth, flops) = (median(&bandwidth), median(&flops));
-    let speeds: Vec<Speed> =
+    let mut speeds: Vec<Speed> =
         cases.iter().map(|case| case.speed(&weights, args.runs as f64, bandwidth, flops)).collect();
+    if let Some(one) = cases.iter().position(|case| case.prompt == 1 && case.sequences == 1) {
+        let (bytes, rate) = (speeds[one].bytes_per_token, speeds[one].tokens_per_second);
+        for (speed, case) in speeds.iter_mut().zip(&cases).filter(|(_, case)| case.sequences > 1) {
+            debug_assert!(case.prompt == 1);
+            speed.to_one = Some((bytes / speed.bytes_per_token, speed.tokens_per_second / rate));
+        }
+    }
     let mut profiles = Vec::new();
     if let Some(path) = &args.profile.profile {
         for case in &mut cases {
@@ -139,6 +152,13 @@ pub(in crate::commands) fn generate(args: BenchGenerateArgs) -> Result<()> {
             100.0 * speed.of_bandwidth,
             speed.gflops,
             100.0 * speed.of_peak
+        );
+    }
+    for (speed, (could, are)) in speeds.iter().filter_map(|speed| Some((speed, speed.to_one?))) {
+        let _ = writeln!(
+            out,
+            "{}: {are:.2} times one sequence; the experts that they touch together allow {could:.2}",
+            speed.name
         );
     }
     out.push_str(&profile::words(&profiles, threads));
@@ -314,6 +334,8 @@ impl Case {
             of_bandwidth: bytes / seconds / bandwidth,
             gflops: operations / seconds / 1e9,
             of_peak: operations / seconds / flops,
+            bytes_per_token: bytes / tokens,
+            to_one: None,
         }
     }
 }
