@@ -149,9 +149,12 @@ USE = r"""
     if (!tip.hidden) problems.push(`Escape leaves the read-out: ${label(node)}`);
     node.blur();
     // Under the pointer: the middle.
+    const target = node.querySelector(":scope > span") ?? node;
+    target.scrollIntoView({ block: "center" });
+    await frame();
     const area = (node.querySelector("canvas, span") ?? node).getBoundingClientRect();
     const at = { clientX: area.left + Math.min(area.width, 300) / 2, clientY: area.top + area.height / 2, bubbles: true };
-    (node.querySelector(":scope > span") ?? node).dispatchEvent(new PointerEvent("pointermove", at));
+    target.dispatchEvent(new PointerEvent("pointermove", at));
     done.points++;
     if (tip.hidden && node.matches(".grid, .tokens, svg")) problems.push(`no read-out under the pointer: ${label(node)}`);
     node.dispatchEvent(new PointerEvent("pointerleave", { pointerType: "mouse" }));
@@ -178,6 +181,8 @@ USE = r"""
   document.activeElement.blur();
   const grid = [...document.querySelectorAll(".grid")].find(seen);
   if (grid) {
+    grid.scrollIntoView({ block: "center" });
+    await frame();
     const box = grid.querySelector("canvas").getBoundingClientRect(), host = grid.closest(".block");
     grid.dispatchEvent(new PointerEvent("pointermove", { clientX: box.left + 2, clientY: box.top + 2 }));
     const values = [...senmon.data(host.id).values], before = document.querySelector(".tip").innerText;
@@ -350,7 +355,11 @@ def check(browser, url, downloads):
                         yield where, f"table {block} is written differently by Rust and the script: {first}"
             for problem in browser.run(INSPECT):
                 yield where, problem
-            result = browser.run(f"({USE})(() => {INSPECT})")
+            try:
+                result = browser.run(f"({USE})(() => {INSPECT})")
+            except RuntimeError as error:
+                yield where, f"the page cannot be used to the end: {error}"
+                continue
             for problem in result["problems"]:
                 yield where, problem
             for what, count in result["done"].items():

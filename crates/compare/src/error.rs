@@ -21,7 +21,9 @@ pub enum CompareError {
         source: TrainError,
     },
     /// The user ended it; what is done is kept.
-    #[error("interrupted; {done} of {of} runs are done and the one under way is saved: say the same again to go on")]
+    #[error(
+        "interrupted; {done} of {of} runs are done and the one under way is saved: say the same again to go on"
+    )]
     Interrupted {
         /// Runs that are done.
         done: usize,

@@ -29,5 +29,6 @@ pub mod reference;
 pub mod residual;
 pub mod rotary;
 pub mod simd;
+mod team;
 #[cfg(test)]
 mod testing;

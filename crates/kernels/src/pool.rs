@@ -1,6 +1,6 @@
-//! Work for the threads of the rayon pool that the caller runs in.
+//! Work for as many threads as the rayon pool has that the caller runs in.
 
-use crate::profile;
+use crate::{profile, team};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Runs `task(0)`, …, `task(count - 1)`, each once, on the threads of the current pool, in no given order.
@@ -28,12 +28,7 @@ pub fn for_each(count: usize, task: impl Fn(usize) + Sync) {
             task(index);
         }
     };
-    rayon::scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(|_| worker());
-        }
-        worker();
-    });
+    together(threads, &worker);
 }
 
 /// As [`for_each`], for tasks that want to know which the same thread will run after: `task(index, next)`, where `next` is the
@@ -54,6 +49,14 @@ pub fn for_each_ahead(count: usize, task: impl Fn(usize, Option<usize>) + Sync) 
     };
     if threads <= 1 {
         return worker();
+    }
+    together(threads, &worker);
+}
+
+/// Runs `worker` on `threads` threads: this one and helpers that are awake, or threads of the pool where those help someone else.
+fn together(threads: usize, worker: &(impl Fn() + Sync)) {
+    if team::join(threads, worker) {
+        return;
     }
     rayon::scope(|scope| {
         for _ in 1..threads {

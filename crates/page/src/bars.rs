@@ -161,6 +161,7 @@ impl Bars {
 
 impl Show for Bars {
     fn prepare(&mut self) {
+        self.reference = self.reference.take().filter(|reference| reference.value.is_finite());
         if !self.summary.is_empty() {
             return;
         }

@@ -7,8 +7,8 @@ use serde_json::ser::{CompactFormatter, Formatter};
 
 use crate::error::Result;
 
-/// Numbers of charts need no more digits than this; with all of them a page would be twice as long.
-const DIGITS: usize = 7;
+/// Numbers on a page need no more digits than this; with all of them it would be half as long again.
+const DIGITS: usize = 10;
 
 /// Writes JSON whose fractions have at most [`DIGITS`] significant digits.
 struct Short(CompactFormatter);
@@ -71,7 +71,10 @@ mod tests {
     #[test]
     fn numbers_are_short_and_whole_ones_whole() {
         let values = [1.0 / 3.0, 1e6, 123456789012.0, f64::NAN, 1.5e-9, 0.1, -2.0];
-        assert_eq!(json(&values.as_slice()).unwrap(), "[0.3333333,1000000,123456789012,null,1.5e-9,0.1,-2]");
+        assert_eq!(
+            json(&values.as_slice()).unwrap(),
+            "[0.3333333333,1000000,123456789012,null,1.5e-9,0.1,-2]"
+        );
     }
 
     #[test]

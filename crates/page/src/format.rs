@@ -88,25 +88,25 @@ impl Format {
         Self { style, digits, unit: String::new(), signed: false }
     }
 
-    /// The number as text; a dash for one that is missing (NaN).
+    /// The number as text; a dash for one that is not finite, as JSON has no word for it.
     pub fn text(&self, value: f64) -> String {
-        if value.is_nan() {
+        if !value.is_finite() {
             return "–".to_owned();
         }
         let size = value.abs();
         let digits = usize::from(self.digits.min(20));
-        let body = if size.is_infinite() {
-            "∞".to_owned()
-        } else {
-            match self.style {
-                Style::Fixed => grouped(&fixed(size, digits)),
-                Style::Percent => grouped(&fixed(size * 100.0, digits)) + "%",
-                Style::Times => grouped(&fixed(size, digits)) + "×",
-                Style::Compact => compact(size, digits),
-                Style::Auto => significant(size, digits),
-            }
+        let fixed = |number: f64| {
+            // Beyond, no digit is sure.
+            if number < 1e15 { grouped(&fixed(number, digits)) } else { significant(number, 4) }
         };
-        let nothing = !body.contains(|c: char| c == '∞' || ('1'..='9').contains(&c));
+        let body = match self.style {
+            Style::Fixed => fixed(size),
+            Style::Percent => fixed(size * 100.0) + "%",
+            Style::Times => fixed(size) + "×",
+            Style::Compact => compact(size, digits),
+            Style::Auto => significant(size, digits),
+        };
+        let nothing = !body.contains(|c: char| ('1'..='9').contains(&c));
         let sign = match () {
             () if nothing => "",
             () if value < 0.0 => "−",
@@ -164,6 +164,9 @@ fn significant(size: f64, digits: usize) -> String {
 }
 
 fn compact(size: f64, digits: usize) -> String {
+    if size >= 1e15 {
+        return significant(size, digits);
+    }
     for (unit, letter) in [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")] {
         // From where three digits would be rounded up to the unit.
         if size >= unit * 0.9995 {
@@ -190,7 +193,8 @@ mod tests {
             (Format::auto(), 0.0000123, "1.230e-5"),
             (Format::auto(), 98765.4321, "98,765"),
             (Format::auto(), f64::NAN, "–"),
-            (Format::auto(), f64::NEG_INFINITY, "−∞"),
+            (Format::auto(), f64::NEG_INFINITY, "–"),
+            (Format::percent(1), 1e20, "1.000e22%"),
             (Format::integer(), 12345.6, "12,346"),
             (Format::integer(), -0.2, "0"),
             (Format::integer(), 2.5, "3"),

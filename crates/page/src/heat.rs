@@ -221,11 +221,16 @@ impl Show for Heat {
         same_count(at, &what, cells, self.values.len())?;
         let ordered = match &self.scale {
             Scale::Whole => true,
-            Scale::Sequential { low, high } => low < high,
-            Scale::Diverging { low, centre, high } => *low < centre.value && centre.value < *high,
+            Scale::Sequential { low, high } => low < high && (high - low).is_finite(),
+            Scale::Diverging { low, centre, high } => {
+                *low < centre.value && centre.value < *high && (high - low).is_finite()
+            }
         };
         if !ordered {
-            return Err(invalid(at, format!("the scale does not ascend: {:?}", self.scale)));
+            return Err(invalid(
+                at,
+                format!("the scale does not ascend between finite ends: {:?}", self.scale),
+            ));
         }
         Ok(())
     }

@@ -45,7 +45,7 @@ const SCRIPT: &str = include_str!("page.js");
 /// The whole page; `data` is its JSON, made safe by [`crate::embed::json`].
 pub(crate) fn push_page(page: &Page, data: &str) -> String {
     let mut out = String::with_capacity(data.len() * 2 + STYLE.len() + SCRIPT.len());
-    let connect = if page.live { "; connect-src 'self'" } else { "" };
+    let connect = if page.live.is_some() { "; connect-src 'self'" } else { "" };
     out.push_str("<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n");
     // Before everything that it rules.
     out.push_str(&format!(

@@ -6,7 +6,7 @@
 //! `Deserialize`.
 //!
 //! A page may be kept up to date: `senmon.update(id, data)` in its script takes a block as [`Block::to_json`] writes it and
-//! draws it again. [`Page::live`] lets such a page talk to the server that it came from, and to nothing else.
+//! draws it again. [`Page::live`] makes it listen to events of the server that it came from; it can talk to nothing else.
 //!
 //! ```
 //! use senmon_page::{Figure, Figures, Format, Heat, Page, Reference, Scale, Section};

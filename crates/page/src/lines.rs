@@ -261,6 +261,7 @@ impl Show for Lines {
             }
             self.summary = summary;
         }
+        self.references.retain(|reference| reference.value.is_finite());
         self.thin_out();
     }
 

@@ -5,6 +5,8 @@
 //                             block or the data are of another kind.
 //   senmon.data(id)           the data of the block `id`.
 //
+// A page with an address of server-sent events calls the first for each block that comes.
+//
 // No text becomes markup: elements are made one by one, and text is put into text nodes.
 "use strict";
 (() => {
@@ -62,6 +64,7 @@ function significant(size, digits) {
   return grouped(trimmed(size.toFixed(Math.min(20, Math.max(0, digits - 1 - exponent)))));
 }
 function compact(size, digits) {
+  if (size >= 1e15) return significant(size, digits);
   for (const [unit, letter] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]]) {
     if (size >= unit * 0.9995) {
       const scaled = size / unit, before = scaled >= 100 ? 3 : scaled >= 10 ? 2 : 1;
@@ -73,17 +76,18 @@ function compact(size, digits) {
 const AUTO = { style: "auto", digits: 4 };
 
 function fmt(value, format = AUTO) {
-  if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  if (!Number.isFinite(value)) return "–";
   const size = Math.abs(value), digits = Math.min(format.digits, 20);
+  const fixed = number => (number < 1e15 ? grouped(number.toFixed(digits)) : significant(number, 4));
   const styles = {
-    fixed: () => grouped(size.toFixed(digits)),
-    percent: () => grouped((size * 100).toFixed(digits)) + "%",
-    times: () => grouped(size.toFixed(digits)) + "×",
+    fixed: () => fixed(size),
+    percent: () => fixed(size * 100) + "%",
+    times: () => fixed(size) + "×",
     compact: () => compact(size, digits),
     auto: () => significant(size, digits),
   };
-  const body = size === Infinity ? "∞" : styles[format.style]();
-  const sign = !/[1-9∞]/.test(body) ? "" : value < 0 ? "−" : format.signed ? "+" : "";
+  const body = styles[format.style]();
+  const sign = !/[1-9]/.test(body) ? "" : value < 0 ? "−" : format.signed ? "+" : "";
   return sign + body + (format.unit ? "\u00a0" + format.unit : "");
 }
 
@@ -215,7 +219,7 @@ function inPlace(host, work) {
 }
 
 const observer = new ResizeObserver(entries => requestAnimationFrame(() => {
-  for (const { target } of entries) redraw(target);
+  for (const { target } of entries) guarded(() => redraw(target));
 }));
 function redraw(plot, always = false) {
   const known = draws.get(plot), width = Math.floor(plot.clientWidth);
@@ -223,16 +227,21 @@ function redraw(plot, always = false) {
   known.width = width;
   inPlace(plot, () => known.draw(plot, width));
 }
+// What goes wrong with one chart leaves the others as they are.
+function guarded(work) {
+  try { work(); } catch (error) { console.error("senmon:", error); }
+}
 function repaint() {
-  for (const plot of draws.keys()) redraw(plot, true);
+  for (const plot of draws.keys()) guarded(() => redraw(plot, true));
 }
 function forget() {
   for (const plot of draws.keys()) if (!plot.isConnected) { draws.delete(plot); observer.unobserve(plot); }
 }
 
 // Title, note, tools and the plot, or the table in its place.
-function chart(block, { tools = [], draw, table }) {
+function chart(block, { tools = [], draw, table, empty }) {
   const { data, state } = block;
+  if (empty) [tools, draw] = [[], plot => plot.replaceChildren(el("p", { class: "note" }, "There are no data."))];
   const plot = el("div", { class: "plot" });
   const toggle = el("button", { type: "button", class: "quiet", onclick() { state.table = !state.table; show(); } });
   function show() {
@@ -289,6 +298,7 @@ const render = {};
 // ---- Bars
 
 render.bars = block => chart(block, { tools: legend(block, barSwatch), table: () => barsTable(block.data),
+  empty: !block.data.categories.length || !block.data.series.length,
   draw: (plot, width) => (block.data.direction === "vertical" ? drawColumns : drawBars)(block, plot, width) });
 
 function barsTable(data) {
@@ -325,6 +335,7 @@ function exploreBars(block, root, series, bands, find) {
   explore(root, block.state, { count, find, step: stepper(count), hide: clear, show(at, aloud) {
     clear();
     bars(at).forEach(bar => bar.classList.add("at"));
+    if (aloud) (bars(at)[0] ?? bands[at]).scrollIntoView({ block: "nearest" });
     showTip(() => (bars(at)[0] ?? bands[at]).getBoundingClientRect(), ...barTip(block, at, series), aloud);
   } });
 }
@@ -339,12 +350,16 @@ function drawBars(block, plot, width) {
   const x = scale(low, high, left + (low < 0 ? room : 0), Math.max(left + 40, width - room), false);
   const top = data.reference ? 24 : 4, bottom = top + band * data.categories.length, height = bottom + 22 + (data.axis ? 20 : 0);
   const root = canvasOf(data, width, height), bands = [];
-  const { list, step } = x.ticks((width - left) / 90);
+  const { list, step } = x.ticks((x(high) - x(low)) / 90);
+  let free = -Infinity;
   for (const tick of list) {
-    root.append(svg("line", { class: "rule", x1: x(tick), x2: x(tick), y1: top, y2: bottom }),
-      svg("text", { x: x(tick), y: bottom + 16, "text-anchor": "middle" }, tickText(tick, data.format, step)));
+    const text = tickText(tick, data.format, step), half = textWidth(text) / 2;
+    root.append(svg("line", { class: "rule", x1: x(tick), x2: x(tick), y1: top, y2: bottom }));
+    if (x(tick) - half < free + 10) continue;
+    root.append(svg("text", { x: x(tick), y: bottom + 16, "text-anchor": "middle" }, text));
+    free = x(tick) + half;
   }
-  if (data.axis) root.append(svg("text", { x: left, y: bottom + 36 }, data.axis));
+  if (data.axis) root.append(svg("text", { x: left, y: bottom + 36 }, shortened(data.axis, width - left)));
   data.categories.forEach((name, k) => {
     const y = top + k * band;
     const hit = svg("rect", { x: 0, y, width, height: band, fill: "transparent" });
@@ -365,7 +380,7 @@ function drawBars(block, plot, width) {
   });
   root.append(svg("line", { class: "base", x1: x(0), x2: x(0), y1: top, y2: bottom }));
   if (data.reference) {
-    const at = x(data.reference.value), text = `${data.reference.label} ${fmt(data.reference.value, data.format)}`, half = textWidth(text) / 2;
+    const at = x(data.reference.value), text = shortened(`${data.reference.label} ${fmt(data.reference.value, data.format)}`, width), half = textWidth(text) / 2;
     // Below the numbers, which have a rim of paper.
     root.insertBefore(svg("line", { class: "reference", x1: at, x2: at, y1: top - 4, y2: bottom }), bands[0] ?? null);
     root.append(svg("text", { class: "strong", x: Math.max(half, Math.min(width - half, at)), y: 14, "text-anchor": "middle" }, text));
@@ -385,12 +400,13 @@ function drawColumns(block, plot, width) {
   const numeric = data.categories.every(name => /^\d+$/.test(name)), upright = !numeric && widest + 8 > band;
   const foot = (upright ? Math.min(widest, 110) + 10 : 20) + (data.category ? 20 : 0), bottom = height - foot;
   const y = scale(low, high, bottom, top, false), root = canvasOf(data, width, height), bands = [];
-  if (data.axis) root.append(svg("text", { x: 0, y: 12 }, data.axis));
+  const reference = data.reference ? shortened(`${data.reference.label} ${fmt(data.reference.value, data.format)}`, width / 2) : "";
+  if (data.axis) root.append(svg("text", { x: 0, y: 12 }, shortened(data.axis, width - (reference ? textWidth(reference) + 45 : 0))));
   for (const tick of draft.list) {
     root.append(svg("line", { class: "rule", x1: left, x2: width, y1: y(tick), y2: y(tick) }),
       svg("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, tickText(tick, data.format, draft.step)));
   }
-  const every = niceStep(upright ? 15 / band : (widest + 10) / band);
+  const every = niceStep(upright ? 17 / band : (widest + 10) / band);
   data.categories.forEach((name, k) => {
     const x = left + k * band, thick = Math.max(1, (band * (band > 12 ? 0.78 : 0.86)) / Math.max(1, series.length));
     const hit = svg("rect", { x, y: top, width: band, height: bottom - top, fill: "transparent" });
@@ -414,13 +430,13 @@ function drawColumns(block, plot, width) {
     }
   });
   root.append(svg("line", { class: "base", x1: left, x2: width, y1: y(0), y2: y(0) }));
-  if (data.category) root.append(svg("text", { x: left, y: height - 4 }, data.category));
+  if (data.category) root.append(svg("text", { x: left, y: height - 4 }, shortened(data.category, width - left)));
   if (data.reference) {
-    const at = y(data.reference.value), text = `${data.reference.label} ${fmt(data.reference.value, data.format)}`;
+    const at = y(data.reference.value), from = width - textWidth(reference);
     // The label is above, where no bar is.
     root.append(svg("line", { class: "reference", x1: left, x2: width, y1: at, y2: at }),
-      svg("line", { class: "reference", x1: width - textWidth(text) - 30, x2: width - textWidth(text) - 8, y1: 8, y2: 8 }),
-      svg("text", { class: "strong", x: width, y: 12, "text-anchor": "end" }, text));
+      svg("line", { class: "reference", x1: from - 30, x2: from - 8, y1: 8, y2: 8 }),
+      svg("text", { class: "strong", x: from, y: 12 }, reference));
   }
   plot.replaceChildren(root);
   exploreBars(block, root, series, bands, event => {
@@ -437,7 +453,7 @@ function niceStep(need) {
 // ---- Lines
 
 render.lines = block => chart(block, { tools: legend(block, lineSwatch), table: () => linesTable(block.data),
-  draw: (plot, width) => drawLines(block, plot, width) });
+  empty: !block.data.series.some(s => s.x.length), draw: (plot, width) => drawLines(block, plot, width) });
 
 function linesTable({ title, series, x, y }) {
   const band = series.some(s => s.low.length);
@@ -465,8 +481,8 @@ function drawLines(block, plot, width) {
   const left = Math.ceil(Math.max(20, ...yText.map(t => textWidth(t)))) + 12, right = width - 12;
   const x = scale(...extent(data.x, series.flatMap(s => s.x)), left, right, data.x.log), xTicks = x.ticks((right - left) / (data.x.log ? 70 : 90));
   const root = canvasOf(data, width, height), clip = `${data.id}-clip`;
-  if (data.y.label) root.append(svg("text", { x: 0, y: 12 }, data.y.label));
-  if (data.x.label) root.append(svg("text", { x: right, y: height - 6, "text-anchor": "end" }, data.x.label));
+  if (data.y.label) root.append(svg("text", { x: 0, y: 12 }, shortened(data.y.label, width)));
+  if (data.x.label) root.append(svg("text", { x: right, y: height - 6, "text-anchor": "end" }, shortened(data.x.label, right)));
   yTicks.list.forEach((tick, k) => root.append(svg("line", { class: "rule", x1: left, x2: right, y1: y(tick), y2: y(tick) }),
     svg("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, yText[k])));
   let free = -Infinity;
@@ -482,7 +498,7 @@ function drawLines(block, plot, width) {
     svg("clipPath", { id: clip }, svg("rect", { x: left - 6, y: top - 6, width: right - left + 12, height: bottom - top + 8 })));
   const inside = svg("g", { "clip-path": `url(#${clip})` }), labels = [];
   for (const reference of data.references) {
-    const at = y(reference.value), text = `${reference.label} ${fmt(reference.value, data.y.format)}`;
+    const at = y(reference.value), text = shortened(`${reference.label} ${fmt(reference.value, data.y.format)}`, right - left);
     inside.append(svg("line", { class: "reference", x1: left, x2: right, y1: at, y2: at }));
     // At one end of the line, above or below it, where the fewest points are and no other label.
     const wide = textWidth(text), busy = (from, place) => series.reduce((sum, s) => sum + s.x.filter((v, k) =>
@@ -551,7 +567,7 @@ function nearest(list, value) {
 // ---- Heat maps
 
 render.heat = block => chart(block, { tools: [heatScale(block.data)], table: () => heatTable(block.data),
-  draw: (plot, width) => drawHeat(block, plot, width) });
+  empty: !block.data.values.length, draw: (plot, width) => drawHeat(block, plot, width) });
 
 function heatEnds({ scale: kind, values }) {
   if (kind.kind !== "whole") return { low: kind.low, high: kind.high, centre: kind.centre?.value };
@@ -590,7 +606,6 @@ function mixed(stops, part) {
 
 function drawHeat(block, plot, width) {
   const { data } = block, across = data.columns.length, down = data.rows.length;
-  if (!across || !down) return plot.replaceChildren();
   const { low, high, centre } = heatEnds(data), stops = palette(centre === undefined ? "seq" : "div", 5);
   const part = v => (centre === undefined ? (v - low) / (high - low) : v < centre ? (v - low) / (centre - low) / 2 : 0.5 + (v - centre) / (high - centre) / 2);
   const left = Math.ceil(Math.min(width * 0.35, Math.max(...data.rows.map(name => textWidth(name))))) + 12;
@@ -627,7 +642,7 @@ function drawHeat(block, plot, width) {
     if (k % rowStep === 0) rows.append(svg("text", { x: left - 8, y: (k + 0.5) * high1 + 4, "text-anchor": "end" }, shortened(name, left - 12)));
   });
   const label = Math.max(...data.columns.map(name => textWidth(name))), numeric = data.columns.every(name => /^\d+$/.test(name));
-  const upright = !numeric && label + 6 > wide, columnStep = niceStep(upright ? 14 / wide : (label + 10) / wide);
+  const upright = !numeric && label + 6 > wide, columnStep = niceStep(upright ? 17 / wide : (label + 10) / wide);
   const foot = upright ? Math.min(label, 120) + 12 : 20;
   const columns = svg("svg", { width: across * wide, height: foot, "aria-hidden": "true" });
   data.columns.forEach((name, k) => {
@@ -637,8 +652,7 @@ function drawHeat(block, plot, width) {
       : svg("text", { x: Math.max(half, Math.min(across * wide - half, x)), y: 15, "text-anchor": "middle" }, name));
   });
   const axes = [data.row && `↓ ${data.row}`, data.column && `→ ${data.column}`].filter(Boolean).join("\u2003");
-  const scroll = el("div", { class: "scroll" }, grid, columns);
-  plot.replaceChildren(el("div", { class: "heat" }, rows, scroll), el("p", { class: "axes", style: `padding-left:${left}px` }, axes));
+  plot.replaceChildren(el("div", { class: "heat" }, rows, el("div", { class: "scroll" }, grid, columns)), el("p", { class: "axes", style: `padding-left:${left}px` }, axes));
 
   explore(grid, block.state, { count: across * down, step: stepper(across * down, across), hide: () => { cell.hidden = true; },
     find(event) {
@@ -649,10 +663,7 @@ function drawHeat(block, plot, width) {
       const x = at % across, y = Math.floor(at / across);
       cell.hidden = false;
       cell.style.cssText = `left:${x * wide}px;top:${y * high1}px;width:${wide - gap}px;height:${high1 - gap}px`;
-      if (aloud) {
-        if (x * wide < scroll.scrollLeft) scroll.scrollLeft = x * wide - 20;
-        else if ((x + 1) * wide > scroll.scrollLeft + scroll.clientWidth) scroll.scrollLeft = (x + 1) * wide - scroll.clientWidth + 20;
-      }
+      if (aloud) cell.scrollIntoView({ block: "nearest", inline: "nearest" });
       const lines = [[data.value || "value", fmt(data.values[at], data.format)]];
       if (centre !== undefined) lines.push([data.scale.centre.label, fmt(centre, data.format)]);
       showTip(() => cell.getBoundingClientRect(), `${data.row} ${data.rows[y]}, ${data.column} ${data.columns[x]}`.trim(), lines, aloud);
@@ -666,7 +677,7 @@ render.tokens = block => {
   state.layer = Math.min(state.layer ?? data.chosen, Math.max(0, data.layers.length - 1));
   const keys = el("div", { class: "tools keys" });
   const choose = chooser("Layer", data.layers.map(layer => layer.label), state.layer, at => { state.layer = at; paintTokens(block, keys); });
-  chart(block, { tools: data.layers.length > 1 ? [choose] : [], table: () => tokensTable(block), draw(plot) {
+  chart(block, { tools: data.layers.length > 1 ? [choose] : [], empty: !data.tokens.length, table: () => tokensTable(block), draw(plot) {
     plot.replaceChildren(keys, tokensView(block, keys));
     paintTokens(block, keys);
   } });
@@ -814,8 +825,8 @@ function tableView({ data, state, name, tall = false }) {
     const save = (kind, text) => el("button", { type: "button", class: "quiet export", "aria-label": `Save as ${kind}: ${visible(data.title)}`,
       onclick: () => download(`${name}.${kind.toLowerCase()}`, text()) }, `Save as ${kind}`);
     inPlace(view, () => view.replaceChildren(
-      el("div", { class: "scroll" + (tall || rows.length > 30 ? " tall" : ""), tabindex: 0, role: "region", "aria-label": visible(data.title) },
-        el("table", {}, el("caption", { class: "hush" }, data.title), el("thead", {}, el("tr", {}, heads)),
+      el("div", { class: "scroll" + (tall || rows.length > 30 ? " tall" : ""), tabindex: 0, role: "region", "aria-label": visible(data.title || "Table") },
+        el("table", {}, el("caption", { class: "hush" }, data.title || "Table"), el("thead", {}, el("tr", {}, heads)),
           el("tbody", {}, shown.map(row => el("tr", {}, row.map(cell)))))),
       el("div", { class: "tools export" }, more, save("CSV", () => csv(data, rows)), save("JSON", () => json(data, rows)))));
   }
@@ -859,10 +870,10 @@ const emptyHosts = list => el("div", { class: "blocks" }, list.map(data =>
   el("div", { class: `block${data.half ? " half" : ""}`, "data-kind": data.kind, id: data.id })));
 
 render.details = ({ data, host, state }, first) => {
-  if (!first) {
-    state.open = host.querySelector("details")?.open ?? state.open;
-    host.replaceChildren(el("details", { open: state.open }, el("summary", {}, data.summary), emptyHosts(data.blocks)));
-  }
+  if (!first) host.replaceChildren(el("details", { open: state.open }, el("summary", {}, data.summary), emptyHosts(data.blocks)));
+  const details = host.querySelector("details");
+  state.open = details.open;
+  details.addEventListener("toggle", () => { state.open = details.open; });
   data.blocks.forEach(child => mount(child.id, first));
 };
 
@@ -895,10 +906,12 @@ function mount(id, first) {
   const block = blocks.get(id), words = ["text", "figures", "verdict"].includes(block.data.kind);
   block.host = document.getElementById(id);
   if (first && words) return;
+  const written = [...block.host.childNodes];
   try {
     render[block.data.kind](block, first);
   } catch (error) {
     // A block that cannot be drawn leaves what readers without scripts have, and the others as they are.
+    block.host.replaceChildren(...written);
     block.host.querySelectorAll(".static").forEach(part => part.classList.remove("static"));
     console.error(`senmon: block ${id}:`, error);
   }
@@ -955,6 +968,15 @@ document.querySelectorAll("main > section").forEach(section => reading.observe(s
 page.sections.forEach(section => section.blocks.forEach(register));
 page.sections.forEach(section => section.blocks.forEach(block => mount(block.id, true)));
 themed();
+
+// Events of a live page: a block each, or several.
+if (page.live) {
+  const state = el("span", { class: "live", role: "status" }), events = new EventSource(page.live);
+  theme.before(state);
+  events.onopen = () => { state.textContent = "live"; };
+  events.onerror = () => { state.textContent = "not connected"; };
+  events.onmessage = event => guarded(() => [JSON.parse(event.data)].flat().forEach(data => update(data.id, data)));
+}
 
 globalThis.senmon = Object.freeze({ update, data: id => blocks.get(id)?.data });
 })();

@@ -5,7 +5,7 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use crate::embed::json;
+use crate::embed::{json, number};
 use crate::error::{PageError, Result, invalid};
 use crate::format::Format;
 use crate::html::{push_page, push_text};
@@ -28,9 +28,10 @@ pub struct Page {
     /// Where the page comes from, at its end.
     #[serde(default)]
     pub footer: Rich,
-    /// Whether its script may talk to the server that the page came from. Otherwise it may talk to nothing.
+    /// The address, on the server that the page came from, of events that keep it up to date. With one, even an empty one,
+    /// the page's script may talk to that server; otherwise it may talk to nothing.
     #[serde(default)]
-    pub live: bool,
+    pub live: Option<String>,
 }
 
 /// A part of a page under a heading.
@@ -95,7 +96,8 @@ pub enum Content {
 pub struct Reference {
     /// What it is.
     pub label: String,
-    /// Its value, in the unit of what it is held against.
+    /// Its value, in the unit of what it is held against. One that is not finite is not drawn.
+    #[serde(with = "number")]
     pub value: f64,
 }
 
@@ -328,10 +330,12 @@ impl Page {
         self
     }
 
-    /// Lets the page's script talk to the server that the page came from.
+    /// Keeps the page up to date by server-sent events from the address `events` of the server that it came from. The data
+    /// of an event are a block as [`Block::to_json`] writes it, or an array of such. Where the address is empty, the page
+    /// listens to none, but another script on it may talk to the server.
     #[must_use]
-    pub fn live(mut self) -> Self {
-        self.live = true;
+    pub fn live(mut self, events: impl Into<String>) -> Self {
+        self.live = Some(events.into());
         self
     }
 

@@ -152,7 +152,7 @@ impl Table {
     /// The table itself, without its note.
     pub(crate) fn push_table(&self, out: &mut String) {
         out.push_str("<div class=\"scroll\"><table>\n");
-        push_element(out, "caption", "hush", &self.title);
+        push_element(out, "caption", "hush", if self.title.is_empty() { "Table" } else { &self.title });
         out.push_str("<thead><tr>");
         for column in &self.columns {
             let class = if column.format.is_some() { " class=\"number\"" } else { "" };

@@ -56,10 +56,13 @@ pub enum Command {
 Examples:
   senmon inspect runs/first
   senmon inspect runs/first --data docs --trace routing.safetensors
-  senmon inspect runs/first --report experts.html")]
+  senmon inspect runs/first --report experts.html
+  senmon inspect runs/first/checkpoints/step-00000250 --compare runs/first --data docs --report two.html")]
     Inspect(InspectArgs),
     /// A routing trace routed again: another k, a capacity, a placement of experts, a cache
     Replay(ReplayArgs),
+    /// Whether experts pay on your text: MoE, dense models and ensembles at equal cost, with intervals and a verdict
+    Compare(Box<CompareArgs>),
     /// Write a model in another layout or type: Hugging Face folders and GGUF
     Convert(ConvertArgs),
     /// Measure speed beside the machine's own limits
@@ -403,6 +406,75 @@ pub struct ChatArgs {
     pub quiet: bool,
 }
 
+/// `compare`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Every arm is trained on the same text with the same seeds, and compared with the first one. --out gets compare.html, compare.csv and
+compare.json. Ctrl-C saves; the same command goes on. docs/compare.md says what is equal and what is claimed.
+
+Examples:
+  senmon compare --data ~/text --out runs/compare --tokens 2M
+  senmon compare --data ~/text --out runs/compare --minutes 5 --arms moe,dense --equal flops,time --plan
+  senmon compare --data ~/text --out runs/routers --tokens 2M --arms moe --routers sigmoid_bias,switch --equal flops
+  senmon compare --data ~/text --out runs/sweep --tokens 2M --sweep experts=4,8,16 top_k=1,2,4")]
+pub struct CompareArgs {
+    /// Files and folders with text, code, .jsonl or .parquet
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    pub data: Vec<PathBuf>,
+    /// The folder of the comparison; what is done there is not done again
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Size of the model with experts: nano, tiny or small
+    #[arg(long, value_name = "NAME")]
+    pub preset: Option<String>,
+    /// Its configuration in TOML
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Set a key of its configuration, and so of all arms
+    #[arg(long, value_name = "TABLE.KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Tokens that the model with experts is trained on (500k, 20M, ...) [default: those of the preset]
+    #[arg(long, value_name = "N", conflicts_with = "minutes")]
+    pub tokens: Option<String>,
+    /// The same as the minutes that they take on this machine, by the speed of a few steps
+    #[arg(long, value_name = "N")]
+    pub minutes: Option<f64>,
+    /// Runs of each arm, paired by their seeds; fewer than 2 give no interval
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub seeds: usize,
+    /// What is compared, with the first: moe, dense, dense-total (as many parameters in all), ensemble, efficient-ensemble
+    #[arg(long, value_name = "ARMS", value_delimiter = ',', default_value = "moe,dense,dense-total,ensemble,efficient-ensemble")]
+    pub arms: Vec<String>,
+    /// What is equal: training flops, active parameters, total parameters, wall time
+    #[arg(long, value_name = "WHAT", value_delimiter = ',', default_value = "flops,active,total,time")]
+    pub equal: Vec<String>,
+    /// Kinds of router, each an arm
+    #[arg(long, value_name = "KINDS", value_delimiter = ',')]
+    pub routers: Vec<String>,
+    /// Members of the ensembles
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub members: usize,
+    /// Instead of arms: search these shapes by successive halving (experts, top_k, width, shared, layers, hidden, router, lr, size, or
+    /// table.key)
+    #[arg(long, value_name = "KEY=A,B,…", num_args = 1..)]
+    pub sweep: Vec<String>,
+    /// Say what would be trained, and train nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// What a document's domain is: extension, folder, or a file of rules
+    #[arg(long, value_name = "RULE")]
+    pub domains: Option<String>,
+    /// The text column of .jsonl and .parquet files
+    #[arg(long, value_name = "NAME")]
+    pub column: Option<String>,
+    /// A tokenizer.json to use, rather than to train one
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+    /// Shared flags.
+    #[command(flatten)]
+    pub common: Common,
+}
+
 /// `convert`.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
@@ -505,6 +577,9 @@ pub struct InspectArgs {
     /// Write a page about router and experts, one HTML file: load, words for experts, domains, text by expert, memory
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
+    /// Put another model, or another checkpoint of a run, beside it on the same text; --report writes the page of the two
+    #[arg(long, value_name = "MODEL")]
+    pub compare: Option<PathBuf>,
     /// Do not switch experts off one after another to check what they are for (with --report or --json, as many passes over the text
     /// as there are experts)
     #[arg(long)]

@@ -1,5 +1,6 @@
 //! How a command fails: one line, and 2 where the user can put it right, 130 where the user ended it, 1 otherwise.
 
+use senmon_compare::CompareError;
 use senmon_data::DataError;
 use senmon_hub::HubError;
 use senmon_insight::InsightError;
@@ -68,6 +69,14 @@ impl Blame for DataError {
     fn code(&self) -> u8 {
         match self {
             DataError::Cancelled => INTERRUPTED,
+            e => users(e.is_users_mistake()),
+        }
+    }
+}
+impl Blame for CompareError {
+    fn code(&self) -> u8 {
+        match self {
+            e if e.is_interruption() => INTERRUPTED,
             e => users(e.is_users_mistake()),
         }
     }

@@ -323,6 +323,11 @@ impl RunConfig {
                 t.sequence, self.model.max_positions
             )));
         }
+        if t.trace_every > 0 && (t.batches.is_some() || t.init.is_none() && self.model.ffn == Ffn::Dense) {
+            return Err(TrainError::Conflict(
+                "train.trace_every asks for the routing of held-out text, and there are no experts or no such text".into(),
+            ));
+        }
         if t.steps.is_none() && t.tokens.is_none() && t.minutes.is_none() && t.batches.is_none() {
             return Err(TrainError::Conflict(
                 "the run has no end: set train.steps, train.tokens or train.minutes".into(),

@@ -1,6 +1,7 @@
 //! Load: which experts have how much, how that came about, and how sure routers are.
 
 use super::{Report, Training, name, numbers, or_none};
+use crate::statistics::LayerStatistics;
 use senmon_page::{Axis, Block, Cell, Column, Format, Heat, Line, Lines, Reference, Scale, Section, Table};
 
 /// Layers of which curves are drawn, at most.
@@ -9,7 +10,7 @@ const CURVES: usize = 8;
 pub(super) fn section(report: &Report) -> Section {
     let mut section = Section::new("load", "Load")
         .intro("How much each expert does. An even router gives each the same; a dead expert is memory that does nothing.")
-        .block(heat(report));
+        .block(heat(&report.statistics.layers));
     if let Some(training) = report.training.filter(|training| training.steps.len() > 1) {
         section = section
             .block(
@@ -27,8 +28,7 @@ pub(super) fn section(report: &Report) -> Section {
 }
 
 /// Layers by experts.
-fn heat(report: &Report) -> Heat {
-    let layers = &report.statistics.layers;
+pub(super) fn heat(layers: &[LayerStatistics]) -> Heat {
     let most = layers.iter().map(|layer| layer.experts).max().unwrap_or(0);
     let values = layers.iter().flat_map(|layer| {
         let shares = layer.load.shares.iter().map(|share| or_none(*share));

@@ -1,12 +1,15 @@
 //! What there is to say of a model's routing, as a page for people: load, words for experts and whether they stand, domains, what is
 //! together, text by expert, memory and machines.
 
+mod compare;
 mod domains;
 mod experts;
 mod load;
 mod machines;
 mod overview;
 mod text;
+
+pub use compare::{Side, compare};
 
 use crate::statistics::{LayerStatistics, Saturation, Statistics};
 use crate::trace::Trace;

@@ -7,7 +7,7 @@ use crate::words::{self, WordOptions};
 use std::collections::BTreeMap;
 
 /// Two domains, each with experts of its own in layer 1; layer 3 goes by the token.
-fn trace() -> Trace {
+pub(super) fn trace() -> Trace {
     let (texts, len) = (12, 20);
     let n = texts * len;
     let mut trace = Trace {

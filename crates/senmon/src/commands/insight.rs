@@ -5,11 +5,12 @@ use super::texts;
 use crate::cli::InspectArgs;
 use crate::failure::{Failure, Result};
 use crate::ui::{INTERRUPTED, Passes};
-use senmon_insight::report::{Report, Training};
-use senmon_insight::statistics::{self, Options, Statistics};
+use senmon_insight::report::{self, Report, Side, Training};
+use senmon_insight::statistics::{self, Options, Saturation, Statistics};
 use senmon_insight::words::{self, Checked, LayerWords, WordOptions};
 use senmon_insight::{About, Trace};
-use senmon_models::checkpoint::Opened;
+use senmon_models::audit::Audit;
+use senmon_models::checkpoint::{self, Opened};
 use senmon_models::decoder::Decoder;
 use senmon_models::files;
 use senmon_models::identity::model_hash;
@@ -95,6 +96,79 @@ pub(super) fn of_text(args: &InspectArgs, loaded: Opened) -> Result<Looked> {
         files::write_whole(file, |w| w.write_all(html.as_bytes()))?;
     }
     Ok(Looked { statistics, words, checked })
+}
+
+/// The routing of two models on the same text.
+pub(super) struct Two {
+    names: [String; 2],
+    statistics: [Statistics; 2],
+    /// How often they choose the same experts, where that can be said.
+    agreement: Option<Vec<Saturation>>,
+}
+
+impl Two {
+    /// For programs.
+    pub fn document(&self) -> Value {
+        let [a, b] = &self.statistics;
+        json!({ "names": self.names, "first": a, "second": b, "agreement": self.agreement })
+    }
+
+    /// For people.
+    pub fn table(&self) -> String {
+        let mut out = String::new();
+        for (name, statistics) in self.names.iter().zip(&self.statistics) {
+            let _ = write!(out, "\n{name}{}", table(statistics));
+        }
+        for layer in self.agreement.iter().flatten() {
+            let percent = |x: Option<f64>| x.map_or_else(|| "-".into(), |x| format!("{:.1} %", 100.0 * x));
+            let _ = writeln!(
+                out,
+                "layer {}: {} of experts in common ({} by chance)",
+                layer.layer,
+                percent(layer.experts.value),
+                percent(layer.experts.chance)
+            );
+        }
+        out
+    }
+}
+
+/// Runs the text through two models.
+pub(super) fn of_two(args: &InspectArgs, first: Opened, other: &Path) -> Result<Two> {
+    if args.trace.is_some() {
+        return Err(Failure::mistake("--trace is of one model: it does not go with --compare"));
+    }
+    if let Some(file) = &args.report {
+        super::check_out(file)?;
+    }
+    let second = checkpoint::open(other, args.from.audit_or(Audit::Full))?;
+    let mut sides = Vec::new();
+    for (model, loaded) in [(args.from.model.as_path(), first), (other, second)] {
+        let routers = Routers::of_decoder(&loaded.spec);
+        if routers.kind().is_empty() {
+            return Err(Failure::mistake(format!("{} has no experts to look at", model.display())));
+        }
+        let text = texts::windows(&args.text, model, &loaded, TOKENS, args.common.quiet)?;
+        let about = About { model: model_hash(model)?, router: routers.kind().into(), domains: Vec::new() };
+        let decoder = Decoder::run(&loaded.spec, loaded.weights)?;
+        let cancelled = || INTERRUPTED.load(Ordering::Relaxed);
+        let trace = tracing::record(&decoder, &text, about, true, &cancelled)?;
+        let trace = trace.ok_or_else(|| Failure::interrupted("interrupted: nothing was written"))?;
+        let statistics = statistics::of(&trace, &Options::default())?;
+        sides.push((model.display().to_string(), trace, statistics));
+    }
+    let [a, b] = &sides[..] else { return Err(Failure::other("two models are compared")) };
+    if let Some(file) = &args.report {
+        let page = report::compare(
+            Side { name: &a.0, trace: &a.1, statistics: &a.2 },
+            Side { name: &b.0, trace: &b.1, statistics: &b.2 },
+        );
+        let html = page.to_html().map_err(|e| Failure::other(e.to_string()))?;
+        files::write_whole(file, |w| w.write_all(html.as_bytes()))?;
+    }
+    let agreement = statistics::saturation(&a.1, &b.1).ok();
+    let names = [a.0.clone(), b.0.clone()];
+    Ok(Two { names, statistics: [a.2.clone(), b.2.clone()], agreement })
 }
 
 /// How the run of a run folder went.

@@ -13,6 +13,10 @@ pub(super) fn run(args: InspectArgs) -> Result<()> {
     let loaded = checkpoint::open(&args.from.model, audit)?;
     let (description, tensors) = (describe(&loaded.spec, &loaded.layout.name()), loaded.tensors);
     let (unused, memory) = (loaded.unused.clone(), loaded.memory);
+    if let Some(other) = &args.compare {
+        let two = insight::of_two(&args, loaded, other)?;
+        return if args.common.json { print_json(&two.document()) } else { print(&two.table()) };
+    }
     let with_text = !args.text.data.is_empty() || args.trace.is_some() || args.report.is_some();
     let looked = with_text.then(|| insight::of_text(&args, loaded)).transpose()?;
     if args.common.json {

@@ -2,6 +2,7 @@
 
 mod bench;
 mod chat;
+mod compare;
 mod convert;
 mod eval;
 mod generate;
@@ -42,6 +43,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Generate(args) => {
             on_model(args, |args| (&mut args.options.from, &args.common), generate::run)
         }
+        Command::Compare(args) => compare::run(*args),
         Command::Convert(args) => on_model(args, |args| (&mut args.from, &args.common), convert::run),
         Command::Logits(args) => on_model(args, |args| (&mut args.from, &args.common), logits::run),
         Command::Route(args) => on_pool(&args.common.clone(), || route::run(&args)),

@@ -1,0 +1,228 @@
+//! A whole comparison, and a sweep, on a little text.
+
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use senmon_compare::analysis::Analysis;
+use senmon_compare::files;
+use senmon_compare::plan::{Arm, Ask, Equality, Plan};
+use senmon_compare::record::{Record, Results};
+use senmon_compare::run::{self, Place, Silent, Watch};
+use senmon_compare::sweep::{axis, grid, search};
+use senmon_compare::verdict::verdicts;
+use senmon_compare::{CompareError, Result};
+use senmon_train::Layers;
+use senmon_train::observer::StepRecord;
+use senmon_train::setup::configure;
+
+/// Text of eight packages in two domains, always the same.
+fn write_corpus(folder: &Path) {
+    const WORDS: &[&str] =
+        &["token", "expert", "router", "gate", "load", "even", "fn", "let", "match", "of", "the", "sum"];
+    let mut state = 1u64;
+    let mut next = |below: usize| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % below
+    };
+    for package in 0..8 {
+        let folder = folder.join(format!("package{package}-1.0.{package}"));
+        fs::create_dir_all(&folder).unwrap();
+        for extension in ["rs", "md"] {
+            let mut text = String::new();
+            while text.len() < 5000 {
+                for _ in 0..4 + next(8) {
+                    text += WORDS[(next(WORDS.len()) + package) % WORDS.len()];
+                    text.push(' ');
+                }
+                text.push('\n');
+            }
+            fs::write(folder.join(format!("part.{extension}")), text).unwrap();
+        }
+    }
+}
+
+fn layers(data: &Path) -> Layers {
+    let layers = Layers::new().set_value("data.paths", vec![data.display().to_string()]).unwrap();
+    let sets = [
+        "model.layers=2",
+        "model.hidden=32",
+        "model.heads=2",
+        "model.kv_heads=1",
+        "experts.count=4",
+        "experts.intermediate=32",
+        "data.vocab=300",
+        "data.holdout=0.15",
+        "train.batch=2",
+        "train.sequence=32",
+        "train.eval_tokens=1024",
+    ];
+    sets.iter().fold(layers, |layers, set| layers.set(set).unwrap())
+}
+
+fn ask(data: &Path) -> Ask {
+    Ask {
+        base: configure(layers(data)).unwrap(),
+        tokens: 64 * 60,
+        seeds: 2,
+        arms: vec![Arm::Moe, Arm::Dense, Arm::Ensemble, Arm::EfficientEnsemble],
+        routers: vec!["hash".into()],
+        equal: vec![Equality::Flops, Equality::Time],
+        members: 2,
+    }
+}
+
+/// Ends the comparison at a step of a run.
+struct Ender<'a> {
+    run: usize,
+    at: u64,
+    seen: usize,
+    flag: &'a AtomicBool,
+}
+
+impl Watch for Ender<'_> {
+    fn begins(&mut self, _: &str, number: usize, _: usize) {
+        self.seen = number;
+    }
+    fn step(&mut self, record: &StepRecord, _: u64) {
+        if self.seen == self.run && record.step == self.at {
+            self.flag.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+fn compare(
+    plan: &Plan,
+    out: &Path,
+    cache: &Path,
+    watch: &mut dyn Watch,
+    flag: &AtomicBool,
+) -> Result<run::Outcomes> {
+    let mut results = Results::open(out)?;
+    let data = &senmon_data::Silent;
+    run::run_all(plan, &mut results, &mut Place { out, cache, data, watch, interrupted: flag })
+}
+
+/// What does not depend on the clock or on memory.
+fn timeless(outcomes: &run::Outcomes) -> Vec<Record> {
+    let plain = |r: &Record| Record { seconds: 0.0, peak_memory_bytes: None, ..r.clone() };
+    outcomes.iter().flatten().map(plain).collect()
+}
+
+#[test]
+fn a_comparison_from_text_to_page_interrupted_or_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, cache) = (dir.path().join("text"), dir.path().join("cache"));
+    write_corpus(&data);
+    let plan = Plan::new(&ask(&data)).unwrap();
+    let never = AtomicBool::new(false);
+    let whole = compare(&plan, &dir.path().join("a"), &cache, &mut Silent, &never).unwrap();
+    assert_eq!((whole.len(), whole[0].len()), (5, 2));
+
+    // Interrupted in the second run between evaluations, and once more in the sixth.
+    let out = dir.path().join("b");
+    for (run, at) in [(2, 20), (6, 13)] {
+        let flag = AtomicBool::new(false);
+        let mut ender = Ender { run, at, seen: 0, flag: &flag };
+        let error = compare(&plan, &out, &cache, &mut ender, &flag).unwrap_err();
+        assert!(
+            error.is_interruption()
+                && matches!(error, CompareError::Interrupted { done, .. } if done + 1 == run),
+            "{error}"
+        );
+    }
+    let lines = fs::read_to_string(out.join("results.jsonl")).unwrap().lines().count();
+    assert_eq!(lines, 5);
+    let resumed = compare(&plan, &out, &cache, &mut Silent, &never).unwrap();
+    assert_eq!(timeless(&resumed), timeless(&whole));
+    // A third time nothing is trained.
+    let again =
+        compare(&plan, &out, &cache, &mut Ender { run: 1, at: 0, seen: 0, flag: &never }, &never).unwrap();
+    assert_eq!(again, resumed);
+
+    // All arms are judged on the same text, and an ensemble is no worse than the mean of its members.
+    let all: Vec<&Record> = whole.iter().flatten().collect();
+    let text = |r: &Record| r.windows.iter().map(|w| (w.domain, w.bytes, w.tokens)).collect::<Vec<_>>();
+    assert!(all.iter().all(|r| text(r) == text(all[0]) && r.block_bytes == all[0].block_bytes));
+    let place = plan.models.iter().position(|m| m.arm == Arm::Ensemble).unwrap();
+    let results = Results::open(&dir.path().join("a")).unwrap();
+    let jobs = plan.jobs().unwrap();
+    let own = jobs.iter().filter(|j| j.model == place && j.seed == 0);
+    let members: Vec<f64> = own.map(|j| results.find(&j.hash).unwrap().bits_per_byte).collect();
+    let together = whole[place][0].bits_per_byte;
+    assert!(members.len() == 2 && together < (members[0] + members[1]) / 2.0, "{members:?} {together}");
+    // The held-out loss went down, and curves end where runs do.
+    for record in &all {
+        let (first, last) = (record.curve.first().unwrap(), record.curve.last().unwrap());
+        assert!(last.bits_per_byte < first.bits_per_byte && last.tokens == record.tokens, "{}", record.name);
+        assert!(record.seconds > 0.0 && record.best() <= record.bits_per_byte);
+        assert!(senmon_compare::sizes::equal(
+            record.training_flops(),
+            plan.reference.flops_per_token as f64 * 3.0 * plan.tokens as f64
+        ));
+    }
+
+    let analysis = Analysis::new(&plan, &whole);
+    assert_eq!((analysis.comparisons.len(), analysis.intervals), (8, 16));
+    let words = verdicts(&analysis);
+    let facts = vec![("Text".to_owned(), "made up".to_owned())];
+    let document = files::write(&out, &plan, &whole, &analysis, &words, &facts).unwrap();
+    assert_eq!(document["verdicts"].as_array().unwrap().len(), 8);
+    let page = fs::read_to_string(out.join(files::PAGE)).unwrap();
+    for section in ["verdicts", "arms", "comparisons", "curves", "domains", "settings"] {
+        assert!(page.contains(&format!("id=\"{section}\"")), "{section}");
+    }
+    for text in ["ensemble", "router-hash", "Learning curves against training FLOPs", "experts", "made up"] {
+        assert!(page.contains(text), "{text}");
+    }
+    let table = fs::read_to_string(out.join(files::TABLE)).unwrap();
+    assert_eq!(table.lines().count(), 1 + 10);
+    assert!(
+        table.lines().next().unwrap().ends_with("bits_per_byte of md")
+            || table.contains("bits_per_byte of rs")
+    );
+    let read: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(out.join(files::DOCUMENT)).unwrap()).unwrap();
+    assert_eq!(read["models"].as_array().unwrap().len(), 5);
+}
+
+#[test]
+fn a_sweep_finds_the_rate_that_learns() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, cache, out) = (dir.path().join("text"), dir.path().join("cache"), dir.path().join("out"));
+    write_corpus(&data);
+    let layers = layers(&data);
+    let base = configure(layers.clone()).unwrap();
+    let axes = [axis("lr=0.0000001,0.005").unwrap(), axis("experts=2,4").unwrap()];
+    let (found, skipped) = grid(&layers, &base, &axes).unwrap();
+    assert_eq!((found.len(), skipped.len()), (4, 0));
+    let flops = 3.0 * found[0].footprint.flops_per_token as f64 * 64.0 * 90.0;
+    let never = AtomicBool::new(false);
+    let sweep = |out: &Path| {
+        let mut results = Results::open(out).unwrap();
+        let (data, watch) = (&senmon_data::Silent, &mut Silent);
+        search(
+            &found,
+            flops,
+            2,
+            &mut results,
+            &mut Place { out, cache: &cache, data, watch, interrupted: &never },
+        )
+        .unwrap()
+    };
+    let first = sweep(&out);
+    assert!(first.chosen.contains(&"optimizer.lr=0.005".to_owned()), "{first:?}");
+    assert_eq!(first.shares, [0.25, 0.5, 1.0]);
+    assert!(first.rows.iter().any(|r| r.dropped.as_ref().is_some_and(|d| d.contains("rung 1 of 3"))));
+    let trained = fs::read_to_string(out.join("results.jsonl")).unwrap().lines().count();
+    // Read back, not trained again.
+    assert_eq!(sweep(&out), first);
+    assert_eq!(fs::read_to_string(out.join("results.jsonl")).unwrap().lines().count(), trained);
+    files::write_sweep(&out, &first, &vec![]).unwrap();
+    let page = fs::read_to_string(out.join(files::PAGE)).unwrap();
+    assert!(
+        page.contains("id=\"choice\"") && page.contains("id=\"candidates\"") && page.contains("is chosen")
+    );
+}
