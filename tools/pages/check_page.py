@@ -89,7 +89,8 @@ INSPECT = r"""
 USE = r"""
 (async inspect => {
   const problems = [], known = new Set(inspect()), done = { presses: 0, stops: 0, keys: 0, updates: 0, points: 0 };
-  const frame = () => new Promise(go => requestAnimationFrame(() => setTimeout(go, 0)));
+  // After the next frame; a busy machine may leave out frames.
+  const frame = () => new Promise(go => { requestAnimationFrame(() => setTimeout(go, 0)); setTimeout(go, 500); });
   // Each problem once, with the press that it followed.
   const look = what => {
     for (const problem of inspect()) if (!known.has(problem)) { known.add(problem); problems.push(`${problem} (${what})`); }
@@ -228,7 +229,7 @@ class Browser:
         self.port = int(port_file.read_text().split()[0])
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/json") as answer:
             target = next(target for target in json.load(answer) if target["type"] == "page")
-        self.socket = websocket.create_connection(target["webSocketDebuggerUrl"], timeout=120)
+        self.socket = websocket.create_connection(target["webSocketDebuggerUrl"], timeout=600)
         self.count = 0
         self.events = []
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -357,8 +358,8 @@ def check(browser, url, downloads):
                 yield where, problem
             try:
                 result = browser.run(f"({USE})(() => {INSPECT})")
-            except RuntimeError as error:
-                yield where, f"the page cannot be used to the end: {error}"
+            except (RuntimeError, websocket.WebSocketTimeoutException) as error:
+                yield where, f"the page cannot be used to the end: {str(error).splitlines()[0]}"
                 continue
             for problem in result["problems"]:
                 yield where, problem

@@ -18,7 +18,7 @@ pub enum CompareError {
         /// The run.
         name: String,
         /// Why.
-        source: TrainError,
+        source: Box<TrainError>,
     },
     /// The user ended it; what is done is kept.
     #[error(
@@ -50,10 +50,10 @@ pub enum CompareError {
     },
     /// A configuration, a text or a model.
     #[error(transparent)]
-    Train(#[from] TrainError),
+    Train(Box<TrainError>),
     /// The page cannot be written.
     #[error(transparent)]
-    Page(#[from] PageError),
+    Page(Box<PageError>),
 }
 
 impl CompareError {
@@ -71,7 +71,7 @@ impl CompareError {
         use senmon_data::DataError::Cancelled;
         match self {
             Self::Interrupted { .. } => true,
-            Self::Run { source, .. } | Self::Train(source) => matches!(source, TrainError::Data(Cancelled)),
+            Self::Run { source, .. } | Self::Train(source) => matches!(**source, TrainError::Data(Cancelled)),
             _ => false,
         }
     }
@@ -79,6 +79,18 @@ impl CompareError {
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }
+    }
+}
+
+impl From<TrainError> for CompareError {
+    fn from(error: TrainError) -> Self {
+        Self::Train(Box::new(error))
+    }
+}
+
+impl From<PageError> for CompareError {
+    fn from(error: PageError) -> Self {
+        Self::Page(Box::new(error))
     }
 }
 

@@ -73,14 +73,16 @@ fn sentence(text: &str) -> String {
     format!("{first}{}.", chars.as_str())
 }
 
+/// What a model is equal in, and how nearly.
 fn serves(plan: &Plan, model: usize) -> String {
-    let mut names: Vec<&str> = Equality::ALL
-        .into_iter()
-        .filter(|e| plan.places.iter().any(|p| p.model == model && p.equality == *e))
-        .map(Equality::name)
-        .collect();
-    names.dedup();
-    names.join(", ")
+    let of = |e: Equality| {
+        let place = plan.places.iter().find(|p| p.model == model && p.equality == e)?;
+        Some(match e {
+            Equality::Time => e.name().to_owned(),
+            _ => format!("{} ({:.3})", e.name(), place.ratio),
+        })
+    };
+    Equality::ALL.into_iter().filter_map(of).collect::<Vec<_>>().join(", ")
 }
 
 fn arms(plan: &Plan, outcomes: &Outcomes) -> Block {
@@ -99,7 +101,7 @@ fn arms(plan: &Plan, outcomes: &Outcomes) -> Block {
         Column::text("95 % interval of the mean"),
     ];
     let mut table = Table::new("Every model that was trained", columns).note(
-        "Held-out bits per byte at the end of the runs. The interval is of each model alone, over seeds; differences of models that are \
+        "Held-out bits per byte at the end of the runs. What a model is equal in stands with what it has over what the first one has. The interval is of each model alone, over seeds; differences of models that are \
          paired by seed are surer than it. Of an ensemble, parameters, operations and time are those of all members, tokens those of each.",
     );
     for (m, (model, records)) in plan.models.iter().zip(outcomes).enumerate() {

@@ -515,14 +515,31 @@ impl Plan {
         self.places.iter_mut().for_each(|p| p.model = new(p.model));
         let mut keep = used.iter();
         self.models.retain(|_| keep.next().copied().unwrap_or(false));
-        for m in 0..self.models.len() {
-            let arm = self.models[m].arm.to_string();
-            let of_arm = self.models.iter().filter(|model| model.arm == self.models[m].arm).count();
-            let serves = self.places.iter().filter(|p| p.model == m).map(|p| p.equality.name());
-            let mut serves: Vec<&str> = serves.collect();
-            serves.dedup();
-            self.models[m].name = if of_arm == 1 { arm } else { format!("{arm}-{}", serves.join("-")) };
+        // A dense model of both arms is the large one.
+        for place in self.places.iter().filter(|p| p.arm == Arm::DenseTotal) {
+            self.models[place.model].arm = Arm::DenseTotal;
         }
+        let mut names: Vec<String> = Vec::new();
+        for (m, model) in self.models.iter().enumerate() {
+            let mut name = model.arm.to_string();
+            if self.models.iter().filter(|other| other.arm == model.arm).count() > 1 {
+                for equality in self.equalities_of(m) {
+                    let part = format!("-{}", equality.name());
+                    name += if name.ends_with(&part) { "" } else { &part };
+                }
+            }
+            while names.contains(&name) {
+                name += "-again";
+            }
+            names.push(name);
+        }
+        self.models.iter_mut().zip(names).for_each(|(model, name)| model.name = name);
+    }
+
+    /// The equalities that a model serves, each once.
+    pub fn equalities_of(&self, model: usize) -> impl Iterator<Item = Equality> {
+        let serves = move |e: &Equality| self.places.iter().any(|p| p.model == model && p.equality == *e);
+        Equality::ALL.into_iter().filter(serves)
     }
 
     /// The arm that all others are compared with.

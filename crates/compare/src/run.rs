@@ -114,10 +114,8 @@ pub fn one(job: &Job, results: &mut Results, place: &mut Place, at: (usize, usiz
     let record = match train(job, place) {
         Ok(Some(record)) => record,
         Ok(None) => return Err(interrupted()),
-        Err(CompareError::Train(TrainError::Data(senmon_data::DataError::Cancelled))) => {
-            return Err(interrupted());
-        }
-        Err(CompareError::Train(e @ TrainError::NonFinite { .. })) => {
+        Err(e) if e.is_interruption() => return Err(interrupted()),
+        Err(CompareError::Train(e)) if matches!(*e, TrainError::NonFinite { .. }) => {
             let f = measure(&job.config)?;
             Record {
                 hash: job.hash.clone(),

@@ -59,6 +59,9 @@ fn every_arm_is_equal_within_a_hundredth() {
             }
             assert_eq!(tokens % model.config.tokens_per_step(), 0);
         }
+        let mut names: Vec<&str> = plan.models.iter().map(|m| m.name.as_str()).collect();
+        names.sort_unstable();
+        assert!(names.windows(2).all(|w| w[0] != w[1] && !w[1].ends_with("again")), "{names:?}");
         for equality in Equality::ALL {
             for arm in [Arm::Moe, Arm::Dense, Arm::Ensemble] {
                 let at = plan.places.iter().any(|p| p.arm == arm && p.equality == equality);

@@ -65,9 +65,9 @@ fn layers(data: &Path) -> Layers {
 fn ask(data: &Path) -> Ask {
     Ask {
         base: configure(layers(data)).unwrap(),
-        tokens: 64 * 60,
+        tokens: 64 * 40,
         seeds: 2,
-        arms: vec![Arm::Moe, Arm::Dense, Arm::Ensemble, Arm::EfficientEnsemble],
+        arms: vec![Arm::Moe, Arm::Ensemble, Arm::EfficientEnsemble],
         routers: vec!["hash".into()],
         equal: vec![Equality::Flops, Equality::Time],
         members: 2,
@@ -106,9 +106,8 @@ fn compare(
 }
 
 /// What does not depend on the clock or on memory.
-fn timeless(outcomes: &run::Outcomes) -> Vec<Record> {
-    let plain = |r: &Record| Record { seconds: 0.0, peak_memory_bytes: None, ..r.clone() };
-    outcomes.iter().flatten().map(plain).collect()
+fn timeless(record: &Record) -> Record {
+    Record { seconds: 0.0, peak_memory_bytes: None, ..record.clone() }
 }
 
 #[test]
@@ -118,12 +117,9 @@ fn a_comparison_from_text_to_page_interrupted_or_not() {
     write_corpus(&data);
     let plan = Plan::new(&ask(&data)).unwrap();
     let never = AtomicBool::new(false);
-    let whole = compare(&plan, &dir.path().join("a"), &cache, &mut Silent, &never).unwrap();
-    assert_eq!((whole.len(), whole[0].len()), (5, 2));
-
-    // Interrupted in the second run between evaluations, and once more in the sixth.
+    // Interrupted in the first run between evaluations, and once more in the fourth.
     let out = dir.path().join("b");
-    for (run, at) in [(2, 20), (6, 13)] {
+    for (run, at) in [(1, 20), (4, 13)] {
         let flag = AtomicBool::new(false);
         let mut ender = Ender { run, at, seen: 0, flag: &flag };
         let error = compare(&plan, &out, &cache, &mut ender, &flag).unwrap_err();
@@ -134,21 +130,37 @@ fn a_comparison_from_text_to_page_interrupted_or_not() {
         );
     }
     let lines = fs::read_to_string(out.join("results.jsonl")).unwrap().lines().count();
-    assert_eq!(lines, 5);
-    let resumed = compare(&plan, &out, &cache, &mut Silent, &never).unwrap();
-    assert_eq!(timeless(&resumed), timeless(&whole));
+    assert_eq!(lines, 3);
+    let whole = compare(&plan, &out, &cache, &mut Silent, &never).unwrap();
+    assert_eq!((whole.len(), whole[0].len()), (4, 2));
+    // The same runs without an interruption.
+    let jobs = plan.jobs().unwrap();
+    let uninterrupted = dir.path().join("a");
+    let mut other = Results::open(&uninterrupted).unwrap();
+    let results = Results::open(&out).unwrap();
+    for job in [&jobs[0], &jobs[3]] {
+        let mut place = Place {
+            out: &uninterrupted,
+            cache: &cache,
+            data: &senmon_data::Silent,
+            watch: &mut Silent,
+            interrupted: &never,
+        };
+        let record = run::one(job, &mut other, &mut place, (0, 1)).unwrap();
+        assert_eq!(timeless(&record), timeless(results.find(&job.hash).unwrap()));
+    }
+    drop(results);
     // A third time nothing is trained.
     let again =
         compare(&plan, &out, &cache, &mut Ender { run: 1, at: 0, seen: 0, flag: &never }, &never).unwrap();
-    assert_eq!(again, resumed);
+    assert_eq!(again, whole);
 
     // All arms are judged on the same text, and an ensemble is no worse than the mean of its members.
     let all: Vec<&Record> = whole.iter().flatten().collect();
     let text = |r: &Record| r.windows.iter().map(|w| (w.domain, w.bytes, w.tokens)).collect::<Vec<_>>();
     assert!(all.iter().all(|r| text(r) == text(all[0]) && r.block_bytes == all[0].block_bytes));
     let place = plan.models.iter().position(|m| m.arm == Arm::Ensemble).unwrap();
-    let results = Results::open(&dir.path().join("a")).unwrap();
-    let jobs = plan.jobs().unwrap();
+    let results = Results::open(&out).unwrap();
     let own = jobs.iter().filter(|j| j.model == place && j.seed == 0);
     let members: Vec<f64> = own.map(|j| results.find(&j.hash).unwrap().bits_per_byte).collect();
     let together = whole[place][0].bits_per_byte;
@@ -158,18 +170,17 @@ fn a_comparison_from_text_to_page_interrupted_or_not() {
         let (first, last) = (record.curve.first().unwrap(), record.curve.last().unwrap());
         assert!(last.bits_per_byte < first.bits_per_byte && last.tokens == record.tokens, "{}", record.name);
         assert!(record.seconds > 0.0 && record.best() <= record.bits_per_byte);
-        assert!(senmon_compare::sizes::equal(
-            record.training_flops(),
-            plan.reference.flops_per_token as f64 * 3.0 * plan.tokens as f64
-        ));
+        // In whole steps, of which there are few.
+        let all = 3.0 * plan.reference.flops_per_token as f64 * plan.tokens as f64;
+        assert!((record.training_flops() / all - 1.0).abs() < 0.04, "{}", record.name);
     }
 
     let analysis = Analysis::new(&plan, &whole);
-    assert_eq!((analysis.comparisons.len(), analysis.intervals), (8, 16));
+    assert_eq!((analysis.comparisons.len(), analysis.intervals), (6, 12));
     let words = verdicts(&analysis);
     let facts = vec![("Text".to_owned(), "made up".to_owned())];
     let document = files::write(&out, &plan, &whole, &analysis, &words, &facts).unwrap();
-    assert_eq!(document["verdicts"].as_array().unwrap().len(), 8);
+    assert_eq!(document["verdicts"].as_array().unwrap().len(), 6);
     let page = fs::read_to_string(out.join(files::PAGE)).unwrap();
     for section in ["verdicts", "arms", "comparisons", "curves", "domains", "settings"] {
         assert!(page.contains(&format!("id=\"{section}\"")), "{section}");
@@ -178,14 +189,14 @@ fn a_comparison_from_text_to_page_interrupted_or_not() {
         assert!(page.contains(text), "{text}");
     }
     let table = fs::read_to_string(out.join(files::TABLE)).unwrap();
-    assert_eq!(table.lines().count(), 1 + 10);
+    assert_eq!(table.lines().count(), 1 + 8);
     assert!(
         table.lines().next().unwrap().ends_with("bits_per_byte of md")
             || table.contains("bits_per_byte of rs")
     );
     let read: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(out.join(files::DOCUMENT)).unwrap()).unwrap();
-    assert_eq!(read["models"].as_array().unwrap().len(), 5);
+    assert_eq!(read["models"].as_array().unwrap().len(), 4);
 }
 
 #[test]

@@ -170,6 +170,7 @@ fn unknown_names_are_told_with_the_nearest() {
     refused("train = 3", &[], &["[train]"]);
     // Keys of the design that are not built yet.
     refused("", &["optimizer.sparse=true"], &["unknown key"]);
+    refused("", &["model.ffn=dense", "train.trace_every=4"], &["train.trace_every", "no experts"]);
 }
 
 #[test]

@@ -153,7 +153,4 @@ fn a_run_traces_the_same_text_as_it_goes_and_is_none_the_different() {
     // The router settles: the last trace agrees with itself, the first less.
     let with_last = |i: usize| saturation(&traces[i], &traces[3]).unwrap()[0].experts.value.unwrap();
     assert!(with_last(3) == 1.0 && with_last(0) < 1.0);
-    let dense = config(&data, &["model.ffn=dense", "train.trace_every=4"]);
-    let error = train(create(dense, &dir.path().join("dense"), &cache).unwrap(), &mut none, &go).unwrap_err();
-    assert!(error.to_string().contains("no experts"), "{error}");
 }

@@ -190,8 +190,9 @@ mod tests {
         assert!(html.contains("&lt;one&gt;") && html.contains("Experts in common") && html.contains("+0.5"));
         assert_eq!(by_domain(&b), [Some(2.5), Some(2.5)]);
         // Other tokens: no losses, no agreement, and that is said.
-        b.tokens[0] += 1;
-        let html = compare(side("one", &a, &of_a), side("two", &b, &of_b)).to_html().unwrap();
+        let mut other = b.clone();
+        other.tokens[0] += 1;
+        let html = compare(side("one", &a, &of_a), side("two", &other, &of_b)).to_html().unwrap();
         assert!(html.contains("cannot be compared") && !html.contains("Experts in common"));
     }
 }

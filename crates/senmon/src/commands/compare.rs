@@ -3,7 +3,7 @@
 use super::texts::cache_folder;
 use super::{on_threads, print, print_json, size};
 use crate::cli::CompareArgs;
-use crate::failure::{Failure, Result};
+use crate::failure::Result;
 use crate::ui::{DataProgress, INTERRUPTED, catch_interrupts};
 use senmon_compare::analysis::Analysis;
 use senmon_compare::files::{self, PAGE};
@@ -83,7 +83,6 @@ fn compare(args: &CompareArgs, layers: &Layers, base: &RunConfig) -> Result<()> 
     }
     let progress = DataProgress::new(quiet);
     let cache = cache_folder();
-    let mut results = Results::open(&args.out)?;
     let mut lines = Lines { quiet, last: None };
     let mut place = Place {
         out: &args.out,
@@ -107,6 +106,7 @@ fn compare(args: &CompareArgs, layers: &Layers, base: &RunConfig) -> Result<()> 
             }
             eprint!("{words}");
         }
+        let mut results = Results::open(&args.out)?;
         let outcomes = run::run_all(&plan, &mut results, &mut place)?;
         let analysis = Analysis::new(&plan, &outcomes);
         let said = verdicts(&analysis);
@@ -131,6 +131,7 @@ fn compare(args: &CompareArgs, layers: &Layers, base: &RunConfig) -> Result<()> 
         });
         return print(&text);
     }
+    let mut results = Results::open(&args.out)?;
     let mut found = search(&candidates, flops * ask.tokens as f64, args.seeds, &mut results, &mut place)?;
     found.skipped = skipped;
     let document = files::write_sweep(&args.out, &found, &facts(args, base, ask.tokens))?;
@@ -165,7 +166,8 @@ fn plan_words(plan: &Plan) -> Result<String> {
     let mut out = format!("{jobs} runs of {} models, {} seeds\n", plan.models.len(), plan.seeds.len());
     for (m, model) in plan.models.iter().enumerate() {
         let at = plan.places.iter().filter(|p| p.model == m);
-        let at: Vec<String> = at.map(|p| format!("{} {:.3}", p.equality.name(), p.ratio)).collect();
+        let mut at: Vec<String> = at.map(|p| format!("{} {:.3}", p.equality.name(), p.ratio)).collect();
+        at.dedup();
         let members = if model.members > 1 { format!("{} × ", model.members) } else { String::new() };
         let _ = writeln!(
             out,
