@@ -607,7 +607,7 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
     /// An expert takes at most FACTOR times an even share of the tokens [default: all that come]
-    #[arg(long, value_name = "FACTOR")]
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
     pub capacity: Option<f64>,
     /// Tokens that are routed together, for --capacity; 0 for all
     #[arg(long, value_name = "T", default_value_t = 0)]

@@ -141,6 +141,12 @@ pub(super) fn of_two(args: &InspectArgs, first: Opened, other: &Path) -> Result<
     if let Some(file) = &args.report {
         super::check_out(file)?;
     }
+    // Both see the same windows, as long as those of a run where one of them is one's.
+    let mut windows = args.text.clone();
+    for model in [args.from.model.as_path(), other] {
+        let of_run = texts::run_of(model)?.map(|config| config.train.sequence);
+        windows.sequence = windows.sequence.or(of_run);
+    }
     let second = checkpoint::open(other, args.from.audit_or(Audit::Full))?;
     let mut sides = Vec::new();
     for (model, loaded) in [(args.from.model.as_path(), first), (other, second)] {
@@ -148,7 +154,7 @@ pub(super) fn of_two(args: &InspectArgs, first: Opened, other: &Path) -> Result<
         if routers.kind().is_empty() {
             return Err(Failure::mistake(format!("{} has no experts to look at", model.display())));
         }
-        let text = texts::windows(&args.text, model, &loaded, TOKENS, args.common.quiet)?;
+        let text = texts::windows(&windows, model, &loaded, TOKENS, args.common.quiet)?;
         let about = About { model: model_hash(model)?, router: routers.kind().into(), domains: Vec::new() };
         let decoder = Decoder::run(&loaded.spec, loaded.weights)?;
         let cancelled = || INTERRUPTED.load(Ordering::Relaxed);

@@ -34,7 +34,7 @@ pub(super) fn run(args: ReplayArgs) -> Result<()> {
         ranks: ranks(&args, &trace)?,
         cache: args.cache,
     };
-    let layers = replay(&trace, &scenario)?;
+    let layers = replay(&trace, &scenario).map_err(|e| Failure::mistake(e.to_string()))?;
     let losses = args.model.as_ref().map(|model| losses(model, &trace, &scenario)).transpose()?;
     if let (Some(file), Some(ranks)) = (&args.placement_out, &scenario.ranks) {
         let text = serde_json::to_string_pretty(ranks).unwrap_or_default();

@@ -16,6 +16,17 @@ pub(super) fn cache_folder() -> PathBuf {
     senmon_files::cache_folder().unwrap_or_else(|| std::env::temp_dir().join("senmon-cache"))
 }
 
+/// The configuration of a run folder; none of another model.
+pub(super) fn run_of(model: &Path) -> Result<Option<RunConfig>> {
+    let path = model.join(senmon_train::folder::CONFIG);
+    match std::fs::read_to_string(&path) {
+        _ if model.is_file() => Ok(None),
+        Ok(text) => Ok(Some(RunConfig::from_toml(&path.display().to_string(), &text)?)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Failure::mistake(format!("cannot read {}: {e}", path.display()))),
+    }
+}
+
 /// Windows of the text, at most `most` tokens unless the user says how many. From here on Ctrl-C is heard, not obeyed.
 pub(super) fn windows(
     args: &WindowsArgs,
@@ -28,13 +39,7 @@ pub(super) fn windows(
         0 => None,
         n => Some(n as usize),
     };
-    let config_path = model.join(senmon_train::folder::CONFIG);
-    let config = match std::fs::read_to_string(&config_path) {
-        _ if model.is_file() => None,
-        Ok(text) => Some(RunConfig::from_toml(&config_path.display().to_string(), &text)?),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
-        Err(e) => return Err(Failure::mistake(format!("cannot read {}: {e}", config_path.display()))),
-    };
+    let config = run_of(model)?;
     let sequence = args.sequence.or(config.as_ref().map(|c| c.train.sequence));
     let sequence = sequence.unwrap_or(256.min(loaded.spec.max_positions));
     if sequence == 0 || sequence > loaded.spec.max_positions {
