@@ -81,7 +81,7 @@ pub fn smaller(dense: &RunConfig, target: f64, of: fn(&Footprint) -> u64) -> Res
         config.model.hidden = hidden;
         config.model.heads = ((m.heads as f64 * part).round() as usize).max(1);
         let kv = ((m.kv_heads as f64 * part).round() as usize).clamp(1, config.model.heads);
-        config.model.kv_heads = (1..=kv).rev().find(|kv| config.model.heads % kv == 0).unwrap_or(1);
+        config.model.kv_heads = (1..=kv).rev().find(|kv| config.model.heads.is_multiple_of(*kv)).unwrap_or(1);
         let Some(fit) = with_width(&config, target, of)? else { continue };
         let off = (fit.model.intermediate.unwrap_or(1) as f64 / hidden as f64 / wide).ln().abs();
         if best.as_ref().is_none_or(|(least, _)| off < *least) {

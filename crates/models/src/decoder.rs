@@ -92,7 +92,7 @@ enum Attention {
 
 #[derive(Debug)]
 enum Ffn {
-    Dense { up: Param, down: Param, biases: Option<(Param, Param)>, shape: Shape },
+    Dense { up: Param, down: Param, biases: Option<Box<(Param, Param)>>, shape: Shape },
     Moe(Box<MoeLayer>),
 }
 
@@ -250,7 +250,7 @@ impl Decoder {
                 FfnSpec::Dense(mlp) => Ffn::Dense {
                     up: get(&name("gate_up"))?,
                     down: get(&name("down"))?,
-                    biases: optional(&name("gate_up_bias")).zip(optional(&name("down_bias"))),
+                    biases: optional(&name("gate_up_bias")).zip(optional(&name("down_bias"))).map(Box::new),
                     shape: shape(spec.hidden, mlp),
                 },
                 FfnSpec::Moe(moe) => {
@@ -451,7 +451,7 @@ impl Decoder {
         let h = if before { layer.residual.norm.apply(x)? } else { x.clone() };
         let y = match &layer.ffn {
             Ffn::Dense { up, down, biases, shape } => {
-                senmon_moe::ops::biased_mlp(&h, up, down, biases.as_ref(), *shape)?
+                senmon_moe::ops::biased_mlp(&h, up, down, biases.as_deref(), *shape)?
             }
             Ffn::Moe(moe) => {
                 let mut ctx = Ctx {

@@ -443,7 +443,12 @@ pub struct CompareArgs {
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub seeds: usize,
     /// What is compared, with the first: moe, dense, dense-total (as many parameters in all), ensemble, efficient-ensemble
-    #[arg(long, value_name = "ARMS", value_delimiter = ',', default_value = "moe,dense,dense-total,ensemble,efficient-ensemble")]
+    #[arg(
+        long,
+        value_name = "ARMS",
+        value_delimiter = ',',
+        default_value = "moe,dense,dense-total,ensemble,efficient-ensemble"
+    )]
     pub arms: Vec<String>,
     /// What is equal: training flops, active parameters, total parameters, wall time
     #[arg(long, value_name = "WHAT", value_delimiter = ',', default_value = "flops,active,total,time")]

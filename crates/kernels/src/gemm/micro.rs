@@ -207,7 +207,9 @@ mod x86 {
         /// As for [`avx512`], and AVX-512 BF16.
         avx512_bf16, "avx512f,avx512bf16", |x, y, sum| {
             // The bits of vectors of f32 are those of pairs.
-            _mm512_dpbf16_ps(sum, std::mem::transmute(x), std::mem::transmute(y))
+            let x = std::mem::transmute::<__m512, __m512bh>(x);
+            let y = std::mem::transmute::<__m512, __m512bh>(y);
+            _mm512_dpbf16_ps(sum, x, y)
         }
     }
 
