@@ -114,7 +114,7 @@ pub fn write(path: &Path, losses: &[f32]) -> Result<()> {
     senmon_files::write_whole(path, |to| to.write_all(&file)).map_err(CompareError::io("write", path))
 }
 
-/// Reads what [`write`] wrote.
+/// Reads what [`write`](fn@write) wrote.
 pub fn read(path: &Path) -> Result<Vec<f32>> {
     let bytes = std::fs::read(path).map_err(CompareError::io("read", path))?;
     let bad = |reason: String| CompareError::File { path: path.to_owned(), reason };
