@@ -65,11 +65,21 @@ pub type Outcomes = Vec<Vec<Record>>;
 /// Trains all runs of a plan that are not done, and puts ensembles together: by model, a record for each seed.
 pub fn run_all(plan: &Plan, results: &mut Results, place: &mut Place) -> Result<Outcomes> {
     let jobs = plan.jobs()?;
+    let mut first: Option<(String, String)> = None;
     for (number, job) in jobs.iter().enumerate() {
         let record = one(job, results, place, (number, jobs.len()))?;
         if let Some(reason) = record.failed {
             let what =
                 format!("{}: {reason}: all arms need another optimizer.lr, and another --out", job.name);
+            return Err(CompareError::Mistake(what));
+        }
+        // Told as soon as it is known, not after hours of more training.
+        let (name, data) = first.get_or_insert_with(|| (record.name.clone(), record.data.clone()));
+        if *data != record.data {
+            let what = format!(
+                "the text is not what it was: {name} and {} were trained on other texts; choose another --out",
+                record.name
+            );
             return Err(CompareError::Mistake(what));
         }
     }
@@ -84,14 +94,6 @@ pub fn run_all(plan: &Plan, results: &mut Results, place: &mut Place) -> Result<
             });
         }
         outcomes.push(of_seeds);
-    }
-    let first = outcomes.iter().flatten().next().cloned().unwrap_or_default();
-    if let Some(other) = outcomes.iter().flatten().find(|r| r.data != first.data) {
-        let what = format!(
-            "the text is not what it was: {} and {} were trained on other texts; choose another --out",
-            first.name, other.name
-        );
-        return Err(CompareError::Mistake(what));
     }
     Ok(outcomes)
 }

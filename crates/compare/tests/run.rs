@@ -155,6 +155,12 @@ fn a_comparison_from_text_to_page_interrupted_or_not() {
         compare(&plan, &out, &cache, &mut Ender { run: 1, at: 0, seen: 0, flag: &never }, &never).unwrap();
     assert_eq!(again, whole);
 
+    // Seeds that are added when the text has changed are refused.
+    fs::write(data.join("package0-1.0.0/more.md"), "more of the text ".repeat(99)).unwrap();
+    let longer = Plan::new(&Ask { seeds: 3, ..ask(&data) }).unwrap();
+    let error = compare(&longer, &out, &cache, &mut Silent, &never).unwrap_err();
+    assert!(error.is_users_mistake() && error.to_string().contains("the text is not what it was"), "{error}");
+
     // All arms are judged on the same text, and an ensemble is no worse than the mean of its members.
     let all: Vec<&Record> = whole.iter().flatten().collect();
     let text = |r: &Record| r.windows.iter().map(|w| (w.domain, w.bytes, w.tokens)).collect::<Vec<_>>();
