@@ -191,7 +191,7 @@ fn domains(analysis: &Analysis) -> Section {
         "Where the first is better, bars go to the left. The intervals of one chart hold together with 95 %; those of several do not.",
     );
     let mut known: Vec<(&str, &str)> = Vec::new();
-    for c in analysis.comparisons.iter().filter(|c| !c.domains.is_empty()) {
+    for c in analysis.comparisons.iter().filter(|c| c.domains.len() > 1) {
         let models = (c.subject_model.as_str(), c.other_model.as_str());
         if known.contains(&models) {
             continue;

@@ -189,7 +189,7 @@ fn plan_words(plan: &Plan) -> Result<String> {
 fn words(args: &CompareArgs, plan: &Plan, outcomes: &Outcomes, said: &[Verdict]) -> String {
     let mut out = String::new();
     for verdict in said {
-        let _ = writeln!(out, "{}: {}", verdict.label, verdict.sentence);
+        let _ = writeln!(out, "{}", verdict.sentence);
         for note in &verdict.notes {
             let _ = writeln!(out, "    {note}");
         }
