@@ -1,7 +1,7 @@
 //! The arithmetic of Senmon on plain slices: it knows no tensor library, no model and no file.
 //!
 //! Every kernel is a safe function over `&[f32]` that a property test holds to a scalar twin
-//! ([`reference`](mod@reference)). Kernels run on the rayon pool they are called from, and give the same bits for any
+//! ([`reference`](mod@reference)). Kernels run on as many threads as the rayon pool has that they are called from, and give the same bits for any
 //! number of threads: work is cut over outputs, never over the length of a sum, or else in blocks whose size does not
 //! depend on the number of threads and whose results are joined in a fixed order.
 

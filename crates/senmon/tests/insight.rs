@@ -4,44 +4,23 @@
 
 mod common;
 
-use common::{CALM, Place};
+use common::{CALM, Place, json, number, refused};
 use senmon_insight::Trace;
 use serde_json::Value;
-use std::process::Command;
-
-fn done(mut command: Command) -> Value {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-fn refused(mut command: Command, words: &[&str]) {
-    let output = command.output().unwrap();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{command:?}: {error}");
-    assert!(error.starts_with("error: ") && error.lines().count() == 1, "{error}");
-    for word in words {
-        assert!(error.contains(word), "{error} does not say {word:?}");
-    }
-}
-
-fn number(value: &Value, pointer: &str) -> f64 {
-    value.pointer(pointer).and_then(Value::as_f64).unwrap_or_else(|| panic!("{pointer} of {value:#}"))
-}
 
 #[test]
 fn a_text_is_looked_at_and_routed_again() {
     let place = Place::new();
     let mut train = place.train("--data text --out run --json --trace-every 2");
     train.args(["--set", "train.trace_tokens=64"]);
-    done(train);
+    json(train);
     for step in [0, 2, 3] {
         let trace = Trace::read(&place.path(format!("run/traces/step-{step:08}.safetensors"))).unwrap();
         assert_eq!(trace.len(), 64);
     }
 
     let inspect = format!("inspect run --max-tokens 512 --trace t.safetensors --report r.html --json {CALM}");
-    let said = done(place.senmon(&inspect));
+    let said = json(place.senmon(&inspect));
     let statistics = &said["routing"]["statistics"];
     assert_eq!(
         (number(statistics, "/tokens"), statistics["domains"].clone()),
@@ -58,36 +37,36 @@ fn a_text_is_looked_at_and_routed_again() {
     assert!(page.contains("default-src 'none'") && !page.contains("src=\"http"), "a page fetches nothing");
 
     // As recorded, nothing changes: the loads are those of the trace, and so is the loss.
-    let again = done(place.senmon(&format!("replay t.safetensors --model run --json {CALM}")));
+    let again = json(place.senmon(&format!("replay t.safetensors --model run --json {CALM}")));
     assert_eq!(again.pointer("/layers/0/counts"), statistics.pointer("/layers/0/load/counts"));
     assert_eq!(number(&again, "/loss/recorded"), number(&again, "/loss/replayed"));
     let one =
-        done(place.senmon(&format!("replay t.safetensors --top-k 1 --cache 2 --model run --json {CALM}")));
+        json(place.senmon(&format!("replay t.safetensors --top-k 1 --cache 2 --model run --json {CALM}")));
     assert_eq!(number(&one, "/layers/0/assignments"), 512.0);
     assert_ne!(number(&one, "/loss/recorded"), number(&one, "/loss/replayed"));
     assert!(number(&one, "/layers/0/cache/rate/value") > 0.0);
-    let three = done(place.senmon(&format!("replay t.safetensors --top-k 3 --model run --json {CALM}")));
+    let three = json(place.senmon(&format!("replay t.safetensors --top-k 3 --model run --json {CALM}")));
     assert_eq!(number(&three, "/layers/0/assignments"), 1536.0);
     let tight =
         format!("replay t.safetensors --capacity 0.5 --together 64 --drop gate --model run --json {CALM}");
-    let tight = done(place.senmon(&tight));
+    let tight = json(place.senmon(&tight));
     assert!(number(&tight, "/layers/0/dropped") > 400.0);
 
     let ranks =
         format!("replay t.safetensors --ranks 2 --placement suggested --placement-out p.json --json {CALM}");
-    let suggested = done(place.senmon(&ranks));
+    let suggested = json(place.senmon(&ranks));
     let read =
-        done(place.senmon(&format!("replay t.safetensors --ranks 2 --placement p.json --json {CALM}")));
+        json(place.senmon(&format!("replay t.safetensors --ranks 2 --placement p.json --json {CALM}")));
     let cost = |said: &Value| number(said, "/layers/0/ranks/sent_per_token/value");
     assert_eq!(cost(&suggested), cost(&read));
-    let contiguous = done(place.senmon(&format!("replay t.safetensors --ranks 2 --json {CALM}")));
+    let contiguous = json(place.senmon(&format!("replay t.safetensors --ranks 2 --json {CALM}")));
     assert!(cost(&suggested) <= cost(&contiguous) + 0.2);
 
     // Two moments of the run on the same text.
     let two = format!(
         "inspect run/checkpoints/step-00000000 --compare run --data text --max-tokens 256 --report two.html --json {CALM}"
     );
-    let two = done(place.senmon(&two));
+    let two = json(place.senmon(&two));
     assert_eq!(number(&two, "/first/tokens"), number(&two, "/second/tokens"));
     assert!(number(&two, "/agreement/0/experts/value") > 0.4);
     assert!(std::fs::read_to_string(place.path("two.html")).unwrap().contains("Experts in common"));
@@ -119,7 +98,7 @@ fn a_text_is_looked_at_and_routed_again() {
 #[test]
 fn a_dense_model_has_no_experts_to_look_at() {
     let place = Place::new();
-    done(place.train("--data text --out dense --json --set model.ffn=dense"));
+    json(place.train("--data text --out dense --json --set model.ffn=dense"));
     refused(place.senmon(&format!("inspect dense --report r.html {CALM}")), &["no experts"]);
     assert!(!place.path("r.html").exists());
     let error = place.train("--data text --out other --set model.ffn=dense --trace-every 1");

@@ -4,10 +4,8 @@
 
 mod common;
 
-use common::Place;
+use common::{Place, json, refused};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use serde_json::Value;
-use std::process::Command;
 
 /// A safetensors file of these f32 tensors.
 fn write(place: &Place, name: &str, tensors: &[(&str, &[usize], Vec<f32>)]) {
@@ -24,32 +22,13 @@ fn logits() -> Vec<f32> {
     vec![1.0, 0.0, 3.0, -1.0, 0.0, 1.5, 3.5, -1.0, 0.0, -1.0, 2.5, 1.0]
 }
 
-fn done(mut command: Command) -> Value {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-fn refused(mut command: Command, words: &[&str]) {
-    let output = command.output().unwrap();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{command:?}: {error}");
-    assert!(
-        error.starts_with("error: ") && error.lines().count() == 1 && output.stdout.is_empty(),
-        "{error}"
-    );
-    for word in words {
-        assert!(error.contains(word), "{error} does not say {word:?}");
-    }
-}
-
 const OUT: &str = "--out o.safetensors --json --threads 1";
 
 #[test]
 fn logits_become_experts_weights_and_losses() {
     let place = Place::new();
     write(&place, "z.safetensors", &[("logits", &[3, 4], logits())]);
-    let said = done(place.senmon(&format!(
+    let said = json(place.senmon(&format!(
         "route --logits z.safetensors --set experts.count=4 --set router.capacity=1.0 --train {OUT}"
     )));
     // C = 2: the third first choice of expert 2 finds no place.
@@ -78,7 +57,7 @@ fn logits_become_experts_weights_and_losses() {
     assert_eq!(file.tensor("load").unwrap().shape(), [4]);
 
     // Not in training there is no bound.
-    let said = done(place.senmon(&format!(
+    let said = json(place.senmon(&format!(
         "route --logits z.safetensors --set experts.count=4 --set router.capacity=1.0 {OUT}"
     )));
     assert_eq!((&said["dropped"], &said["load"]), (&0.into(), &serde_json::json!([1, 1, 3, 1])));
@@ -86,7 +65,7 @@ fn logits_become_experts_weights_and_losses() {
     // A file says the same as flags, and kinds that look at later tokens need no leave here.
     std::fs::write(place.path("run.toml"), "[experts]\ncount = 4\n[router]\nkind = \"expert_choice\"\n")
         .unwrap();
-    let said = done(place.senmon(&format!("route --config run.toml --logits z.safetensors {OUT}")));
+    let said = json(place.senmon(&format!("route --config run.toml --logits z.safetensors {OUT}")));
     assert_eq!(said["load"], serde_json::json!([2, 2, 2, 2]));
 }
 

@@ -27,7 +27,17 @@ pub fn check(
     };
     let Some(whole) = pass(None)? else { return Ok(None) };
     // What an expert's absence changes is the difference of two passes of one kind, to the last bit.
-    let base = Trace { loss: whole, layers: Default::default(), ..trace.clone() };
+    let base = Trace {
+        about: trace.about.clone(),
+        tokens: trace.tokens.clone(),
+        sequence: trace.sequence.clone(),
+        position: trace.position.clone(),
+        targets: trace.targets.clone(),
+        predicted: trace.predicted.clone(),
+        domains: trace.domains.clone(),
+        loss: whole,
+        layers: Default::default(),
+    };
     let mut checked = Vec::with_capacity(words.len());
     for layer in words {
         let mut off = Vec::with_capacity(layer.experts.len());

@@ -14,7 +14,8 @@ pub use compare::{Side, compare};
 use crate::statistics::{LayerStatistics, Saturation, Statistics};
 use crate::trace::Trace;
 use crate::words::{Checked, ExpertWords, Label, LabelKind, LayerWords};
-use senmon_page::{Block, Page, Rich, Selector};
+pub use senmon_page::Page;
+use senmon_page::{Block, Rich, Selector};
 
 /// Layers of which matrices of experts by experts are shown, at most, spread over the model.
 const MATRICES: usize = 8;

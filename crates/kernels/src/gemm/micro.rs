@@ -143,52 +143,52 @@ mod x86 {
     /// 14 × 32: 28 sums, two vectors of B, one of A; a step adds `$add(x, y, sum)`.
     macro_rules! kernel512 {
         ($(#[$meta:meta])* $name:ident, $features:literal, |$x:ident, $y:ident, $sum:ident| $add:expr) => {
-    $(#[$meta])*
-    #[target_feature(enable = $features)]
-    pub(super) unsafe fn $name<const R: usize, const A_ROWS: bool>(
-        kc: usize,
-        a: &[f32],
-        b: &[f32],
-        c: &mut [f32],
-        stride: usize,
-        load: bool,
-    ) {
-        // SAFETY: every address is within the slices by the caller's promise.
-        unsafe {
-            let (a, mut b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
-            let mut sums = [[_mm512_setzero_ps(); 2]; R];
-            for (r, sum) in sums.iter_mut().enumerate() {
-                if load {
-                    sum[0] = _mm512_loadu_ps(c.add(r * stride));
-                    sum[1] = _mm512_loadu_ps(c.add(r * stride + 16));
-                    // The tile beside this one is next: its lines come from memory meanwhile.
-                    _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(r * stride + 32) as *const i8);
-                    _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(r * stride + 48) as *const i8);
-                } else {
-                    // The stores at the end would wait for these lines.
-                    _mm_prefetch::<_MM_HINT_T0>(c.add(r * stride) as *const i8);
-                    _mm_prefetch::<_MM_HINT_T0>(c.add(r * stride + 16) as *const i8);
+            $(#[$meta])*
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn $name<const R: usize, const A_ROWS: bool>(
+                kc: usize,
+                a: &[f32],
+                b: &[f32],
+                c: &mut [f32],
+                stride: usize,
+                load: bool,
+            ) {
+                // SAFETY: every address is within the slices by the caller's promise.
+                unsafe {
+                    let (a, mut b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+                    let mut sums = [[_mm512_setzero_ps(); 2]; R];
+                    for (r, sum) in sums.iter_mut().enumerate() {
+                        if load {
+                            sum[0] = _mm512_loadu_ps(c.add(r * stride));
+                            sum[1] = _mm512_loadu_ps(c.add(r * stride + 16));
+                            // The tile beside this one is next: its lines come from memory meanwhile.
+                            _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(r * stride + 32) as *const i8);
+                            _mm_prefetch::<_MM_HINT_T0>(c.wrapping_add(r * stride + 48) as *const i8);
+                        } else {
+                            // The stores at the end would wait for these lines.
+                            _mm_prefetch::<_MM_HINT_T0>(c.add(r * stride) as *const i8);
+                            _mm_prefetch::<_MM_HINT_T0>(c.add(r * stride + 16) as *const i8);
+                        }
+                    }
+                    for p in 0..kc {
+                        _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(AHEAD) as *const i8);
+                        _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(AHEAD + 16) as *const i8);
+                        let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
+                        for (r, sum) in sums.iter_mut().enumerate() {
+                            let x = _mm512_set1_ps(*a.add(at::<A_ROWS>(r, p, 14)));
+                            let ($x, $y, $sum) = (x, b0, sum[0]);
+                            sum[0] = $add;
+                            let ($x, $y, $sum) = (x, b1, sum[1]);
+                            sum[1] = $add;
+                        }
+                        b = b.add(32);
+                    }
+                    for (r, sum) in sums.iter().enumerate() {
+                        _mm512_storeu_ps(c.add(r * stride), sum[0]);
+                        _mm512_storeu_ps(c.add(r * stride + 16), sum[1]);
+                    }
                 }
             }
-            for p in 0..kc {
-                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(AHEAD) as *const i8);
-                _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(AHEAD + 16) as *const i8);
-                let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
-                for (r, sum) in sums.iter_mut().enumerate() {
-                    let x = _mm512_set1_ps(*a.add(at::<A_ROWS>(r, p, 14)));
-                    let ($x, $y, $sum) = (x, b0, sum[0]);
- sum[0] = $add;
- let ($x, $y, $sum) = (x, b1, sum[1]);
- sum[1] = $add;
-                }
-                b = b.add(32);
-            }
-            for (r, sum) in sums.iter().enumerate() {
-                _mm512_storeu_ps(c.add(r * stride), sum[0]);
-                _mm512_storeu_ps(c.add(r * stride + 16), sum[1]);
-            }
-        }
-    }
         };
     }
 

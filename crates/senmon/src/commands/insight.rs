@@ -2,10 +2,10 @@
 
 use super::routing::Routers;
 use super::texts;
-use crate::cli::InspectArgs;
+use crate::cli::{InspectArgs, WindowsArgs};
 use crate::failure::{Failure, Result};
 use crate::ui::{INTERRUPTED, Passes};
-use senmon_insight::report::{self, Report, Side, Training};
+use senmon_insight::report::{self, Page, Report, Side, Training};
 use senmon_insight::statistics::{self, Options, Saturation, Statistics};
 use senmon_insight::words::{self, Checked, LayerWords, WordOptions};
 use senmon_insight::{About, Trace};
@@ -41,23 +41,49 @@ impl Looked {
     }
 }
 
+/// The kinds of a model's routers; refused where it has none.
+fn kind(model: &Path, loaded: &Opened) -> Result<String> {
+    match Routers::of_decoder(&loaded.spec).kind() {
+        "" => Err(Failure::mistake(format!("{} has no experts to look at", model.display()))),
+        kind => Ok(kind.to_owned()),
+    }
+}
+
+/// The text run through the model, and its routing.
+fn routed(
+    text: &WindowsArgs,
+    model: &Path,
+    loaded: Opened,
+    router: String,
+    quiet: bool,
+) -> Result<(Decoder, Trace)> {
+    let text = texts::windows(text, model, &loaded, TOKENS, quiet)?;
+    let about = About { model: model_hash(model)?, router, domains: Vec::new() };
+    let decoder = Decoder::run(&loaded.spec, loaded.weights)?;
+    let trace = tracing::record(&decoder, &text, about, true, &cancelled)?;
+    let trace = trace.ok_or_else(|| Failure::interrupted("interrupted: nothing was written"))?;
+    Ok((decoder, trace))
+}
+
+fn cancelled() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Writes a page.
+fn write(file: &Path, page: &Page) -> Result<()> {
+    let html = page.to_html().map_err(|e| Failure::other(e.to_string()))?;
+    Ok(files::write_whole(file, |w| w.write_all(html.as_bytes()))?)
+}
+
 /// Runs the text through the model; what is wanted in files is written.
 pub(super) fn of_text(args: &InspectArgs, loaded: Opened) -> Result<Looked> {
     let model = &args.from.model;
-    let routers = Routers::of_decoder(&loaded.spec);
-    if routers.kind().is_empty() {
-        return Err(Failure::mistake(format!("{} has no experts to look at", model.display())));
-    }
+    let kind = kind(model, &loaded)?;
     for file in [&args.trace, &args.report].into_iter().flatten() {
         super::check_out(file)?;
     }
-    let text = texts::windows(&args.text, model, &loaded, TOKENS, args.common.quiet)?;
     let tokenizer = loaded.tokenizer.as_ref().map(TokenizerSource::load).transpose()?;
-    let about = About { model: model_hash(model)?, router: routers.kind().into(), domains: Vec::new() };
-    let decoder = Decoder::run(&loaded.spec, loaded.weights)?;
-    let cancelled = || INTERRUPTED.load(Ordering::Relaxed);
-    let interrupted = || Failure::interrupted("interrupted: nothing was written");
-    let trace = tracing::record(&decoder, &text, about, true, &cancelled)?.ok_or_else(interrupted)?;
+    let (decoder, trace) = routed(&args.text, model, loaded, kind.clone(), args.common.quiet)?;
     if let Some(file) = &args.trace {
         trace.write(file)?;
     }
@@ -70,7 +96,7 @@ pub(super) fn of_text(args: &InspectArgs, loaded: Opened) -> Result<Looked> {
         None => format!("<{id}>"),
     };
     let words = words::of(&trace, &WordOptions::default(), &token)?;
-    let checked = match args.no_ablation || routers.kind() == "soft" {
+    let checked = match args.no_ablation || kind == "soft" {
         true => None,
         false => {
             let bar = Passes::new(args.common.quiet, "switching experts off");
@@ -92,8 +118,7 @@ pub(super) fn of_text(args: &InspectArgs, loaded: Opened) -> Result<Looked> {
             training: training.as_ref(),
             token: &token,
         };
-        let html = report.page().to_html().map_err(|e| Failure::other(e.to_string()))?;
-        files::write_whole(file, |w| w.write_all(html.as_bytes()))?;
+        write(file, &report.page())?;
     }
     Ok(Looked { statistics, words, checked })
 }
@@ -150,16 +175,8 @@ pub(super) fn of_two(args: &InspectArgs, first: Opened, other: &Path) -> Result<
     let second = checkpoint::open(other, args.from.audit_or(Audit::Full))?;
     let mut sides = Vec::new();
     for (model, loaded) in [(args.from.model.as_path(), first), (other, second)] {
-        let routers = Routers::of_decoder(&loaded.spec);
-        if routers.kind().is_empty() {
-            return Err(Failure::mistake(format!("{} has no experts to look at", model.display())));
-        }
-        let text = texts::windows(&windows, model, &loaded, TOKENS, args.common.quiet)?;
-        let about = About { model: model_hash(model)?, router: routers.kind().into(), domains: Vec::new() };
-        let decoder = Decoder::run(&loaded.spec, loaded.weights)?;
-        let cancelled = || INTERRUPTED.load(Ordering::Relaxed);
-        let trace = tracing::record(&decoder, &text, about, true, &cancelled)?;
-        let trace = trace.ok_or_else(|| Failure::interrupted("interrupted: nothing was written"))?;
+        let kind = kind(model, &loaded)?;
+        let (_, trace) = routed(&windows, model, loaded, kind, args.common.quiet)?;
         let statistics = statistics::of(&trace, &Options::default())?;
         sides.push((model.display().to_string(), trace, statistics));
     }
@@ -169,8 +186,7 @@ pub(super) fn of_two(args: &InspectArgs, first: Opened, other: &Path) -> Result<
             Side { name: &a.0, trace: &a.1, statistics: &a.2 },
             Side { name: &b.0, trace: &b.1, statistics: &b.2 },
         );
-        let html = page.to_html().map_err(|e| Failure::other(e.to_string()))?;
-        files::write_whole(file, |w| w.write_all(html.as_bytes()))?;
+        write(file, &page)?;
     }
     let agreement = statistics::saturation(&a.1, &b.1).ok();
     let names = [a.0.clone(), b.0.clone()];

@@ -120,3 +120,18 @@ pub fn golden(place: &Place, name: &str) -> PathBuf {
     }
     to
 }
+
+/// Runs what must be refused: with 2, in one line that has these words, and nothing on standard output.
+pub fn refused(mut command: Command, words: &[&str]) -> String {
+    let output = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (said, error) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(2), "{command:?} said: {error}{said}");
+    let one_line = error.starts_with("error: ") && error.ends_with('\n') && error.lines().count() == 1;
+    assert!(one_line, "{command:?} did not say one line: {error}");
+    assert!(said.is_empty(), "{command:?} printed: {said}");
+    for word in words {
+        assert!(error.contains(word), "{command:?} does not say {word:?}: {error}");
+    }
+    error
+}
