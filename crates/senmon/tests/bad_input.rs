@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{BATCH, CALM, MODEL, Place, done};
+use common::{BATCH, CALM, MODEL, Place, done, refused};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
