@@ -974,6 +974,8 @@ if (page.live) {
   const state = el("span", { class: "live", role: "status" }), events = new EventSource(page.live);
   theme.before(state);
   events.onopen = () => { state.textContent = "live"; };
+  // The address leads to another page now.
+  events.addEventListener("reload", () => { events.close(); location.reload(); });
   events.onerror = () => { state.textContent = "not connected"; };
   events.onmessage = event => guarded(() => [JSON.parse(event.data)].flat().forEach(data => update(data.id, data)));
 }

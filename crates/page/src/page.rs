@@ -331,8 +331,8 @@ impl Page {
     }
 
     /// Keeps the page up to date by server-sent events from the address `events` of the server that it came from. The data
-    /// of an event are a block as [`Block::to_json`] writes it, or an array of such. Where the address is empty, the page
-    /// listens to none, but another script on it may talk to the server.
+    /// of an event are a block as [`Block::to_json`] writes it, or an array of such; an event named `reload` loads the page
+    /// again. Where the address is empty, the page listens to none, but another script on it may talk to the server.
     #[must_use]
     pub fn live(mut self, events: impl Into<String>) -> Self {
         self.live = Some(events.into());

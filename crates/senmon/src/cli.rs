@@ -167,6 +167,10 @@ pub struct TrainArgs {
     /// Write the routing of a fixed part of the held-out text every N steps, to traces/ in the run's folder
     #[arg(long, value_name = "N")]
     pub trace_every: Option<u64>,
+    /// Serve a page that shows the run as it goes, to this machine alone: at PORT or HOST:PORT, by default 127.0.0.1:7878 or
+    /// the next port that is free
+    #[arg(long, value_name = "ADDR", num_args = 0..=1)]
+    pub dashboard: Option<Option<senmon_dashboard::Address>>,
     /// What products with weights are rounded to; all else stays f32
     #[arg(long, value_name = "HOW", value_enum)]
     pub precision: Option<PrecisionArg>,

@@ -1,6 +1,7 @@
 //! How a command fails: one line, and 2 where the user can put it right, 130 where the user ended it, 1 otherwise.
 
 use senmon_compare::CompareError;
+use senmon_dashboard::DashboardError;
 use senmon_data::DataError;
 use senmon_hub::HubError;
 use senmon_insight::InsightError;
@@ -79,6 +80,11 @@ impl Blame for CompareError {
             e if e.is_interruption() => INTERRUPTED,
             e => users(e.is_users_mistake()),
         }
+    }
+}
+impl Blame for DashboardError {
+    fn code(&self) -> u8 {
+        users(self.is_users_mistake())
     }
 }
 impl Blame for HubError {

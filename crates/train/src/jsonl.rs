@@ -87,20 +87,29 @@ fn kept_bytes(file: &File, step: u64) -> std::io::Result<u64> {
     }
 }
 
+/// Hands the lines of `metrics.jsonl` to `see`, one after the other; a last line cut short is left out.
+pub fn each(path: &Path, mut see: impl FnMut(Line)) -> Result<()> {
+    let mut reader = BufReader::new(File::open(path).map_err(TrainError::io("open", path))?);
+    let (mut number, mut line) = (0, Vec::new());
+    loop {
+        line.clear();
+        reader.read_until(b'\n', &mut line).map_err(TrainError::io("read", path))?;
+        if line.last() != Some(&b'\n') {
+            return Ok(());
+        }
+        number += 1;
+        see(serde_json::from_slice(&line).map_err(|e| TrainError::Syntax {
+            origin: path.display().to_string(),
+            reason: format!("line {number} is not of a metrics file: {e}"),
+        })?);
+    }
+}
+
 /// Reads a whole `metrics.jsonl`; a last line cut short is left out.
 pub fn read(path: &Path) -> Result<Vec<Line>> {
-    let text = std::fs::read_to_string(path).map_err(TrainError::io("read", path))?;
-    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    whole
-        .lines()
-        .enumerate()
-        .map(|(i, line)| {
-            serde_json::from_str(line).map_err(|e| TrainError::Syntax {
-                origin: path.display().to_string(),
-                reason: format!("line {} is not of a metrics file: {e}", i + 1),
-            })
-        })
-        .collect()
+    let mut lines = Vec::new();
+    each(path, |line| lines.push(line))?;
+    Ok(lines)
 }
 
 impl Observer for Jsonl {

@@ -17,6 +17,7 @@ pub mod jsonl;
 pub mod layers;
 pub mod observer;
 pub mod presets;
+pub mod recent;
 pub mod route;
 pub mod schedule;
 pub mod setup;

@@ -139,6 +139,23 @@ impl TrainingClock {
     }
 }
 
+/// How long a run still takes, judged by how far it has come since this process took over.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TimeLeft {
+    /// Progress at the first step of this process, and when that was.
+    start: Option<(f64, Instant)>,
+}
+
+impl TimeLeft {
+    /// The run has come to `progress` in \[0, 1\]; what is left, where that can be told yet.
+    pub fn at(&mut self, progress: f64) -> Option<Duration> {
+        let (from, since) = *self.start.get_or_insert((progress, Instant::now()));
+        let gained = progress - from;
+        let seconds = since.elapsed().as_secs_f64() * (1.0 - progress) / gained;
+        if gained <= 0.0 { None } else { Duration::try_from_secs_f64(seconds).ok() }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::alarms::Alarm;
 use crate::error::{Result, TrainError};
 use crate::observer::{EvalRecord, Observer, RunInfo, StepRecord, Summary};
-use crate::schedule::{Limits, TrainingClock};
+use crate::schedule::{Limits, TimeLeft, TrainingClock};
 
 /// Shows a run to people.
 pub struct Terminal<W> {
@@ -18,8 +18,7 @@ pub struct Terminal<W> {
     clock: TrainingClock,
     loss: Smoothed,
     speed: Smoothed,
-    /// Progress when this process took over, and when that was: what time is left is judged by this process.
-    start: Option<(f64, Instant)>,
+    left: TimeLeft,
 }
 
 enum Out<W> {
@@ -76,7 +75,7 @@ impl<W: Write> Terminal<W> {
             clock: TrainingClock::resume(0.0),
             loss: Smoothed::default(),
             speed: Smoothed::default(),
-            start: None,
+            left: TimeLeft::default(),
         }
     }
 
@@ -94,7 +93,7 @@ impl<W: Write> Terminal<W> {
     }
 
     /// "loss 3.412 · 12.3k tokens/s · load CV 0.21 (layer 3) · 2 min 5 s left"
-    fn status(&self, record: &StepRecord, progress: f64) -> String {
+    fn status(&mut self, record: &StepRecord, progress: f64) -> String {
         let mut parts = vec![format!("loss {:.3}", self.loss.value().unwrap_or(record.loss))];
         if let Some(speed) = self.speed.value() {
             parts.push(format!("{} tokens/s", short(speed)));
@@ -107,17 +106,10 @@ impl<W: Write> Terminal<W> {
         if dead > 0 {
             parts.push(format!("{dead} idle experts"));
         }
-        if let Some(left) = self.left(progress) {
+        if let Some(left) = self.left.at(progress) {
             parts.push(format!("{} left", duration(left)));
         }
         parts.join(" · ")
-    }
-
-    fn left(&self, progress: f64) -> Option<Duration> {
-        let (from, since) = self.start?;
-        let gained = progress - from;
-        let seconds = since.elapsed().as_secs_f64() * (1.0 - progress) / gained;
-        if gained <= 0.0 { None } else { Duration::try_from_secs_f64(seconds).ok() }
     }
 }
 
@@ -144,7 +136,6 @@ impl<W: Write> Observer for Terminal<W> {
         self.speed.add(record.tokens_per_second);
         let progress = self.limits.progress(record.step, record.tokens, self.clock.elapsed());
         let status = self.status(record, progress);
-        self.start.get_or_insert((progress, Instant::now()));
         match &mut self.out {
             Out::Bar(bar) => {
                 bar.set_position((progress * TICKS as f64) as u64);

@@ -7,6 +7,7 @@ use crate::cli::TrainArgs;
 use crate::failure::{Failure, Result};
 use crate::ui::{DataProgress, INTERRUPTED, on_terminal, peak_memory};
 use indicatif::ProgressDrawTarget;
+use senmon_dashboard::Dashboard;
 use senmon_data::TextTokenizer;
 use senmon_models::penalties::Penalties;
 use senmon_models::sampling::Sampling;
@@ -18,11 +19,13 @@ use senmon_train::jsonl::Jsonl;
 use senmon_train::layers::Layers;
 use senmon_train::observer::{Ending, Observer, Observers, StepRecord, Summary};
 use senmon_train::presets::{Footprint, footprint};
+use senmon_train::recent::{Recent, cv};
 use senmon_train::setup::{self, Setup};
 use senmon_train::tensorboard::TensorBoard;
 use senmon_train::terminal::{Terminal, duration, short};
-use std::collections::VecDeque;
+use senmon_train::trainer::Trainer;
 use std::fmt::Write;
+use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
 
@@ -34,6 +37,8 @@ pub(super) fn run(mut args: TrainArgs) -> Result<()> {
         super::hub::find(init, args.common.quiet)?;
     }
     crate::ui::catch_interrupts();
+    // An address that cannot be had ends the command before anything is made.
+    let live = args.dashboard.map(|address| address.unwrap_or_default().bind()).transpose()?;
     if args.resume {
         let folder = RunFolder::resume(&args.out)?;
         let layers = Layers::over(folder.read_config()?);
@@ -56,7 +61,7 @@ pub(super) fn run(mut args: TrainArgs) -> Result<()> {
             let progress = DataProgress::new(args.common.quiet);
             let setup = setup::resume(config, folder, &cache_folder(), &progress)?;
             progress.done();
-            train(setup, &args)
+            train(setup, &args, live)
         })?;
     }
     let config = new_config(&args)?;
@@ -64,7 +69,7 @@ pub(super) fn run(mut args: TrainArgs) -> Result<()> {
         let progress = DataProgress::new(args.common.quiet);
         let setup = setup::create(config, &args.out, &cache_folder(), &progress)?;
         progress.done();
-        train(setup, &args)
+        train(setup, &args, live)
     })?
 }
 
@@ -129,7 +134,7 @@ fn flags(mut layers: Layers, args: &TrainArgs) -> Result<Layers> {
 }
 
 /// Trains to the end and tells what came of it.
-fn train(setup: Setup, args: &TrainArgs) -> Result<()> {
+fn train(setup: Setup, args: &TrainArgs, live: Option<TcpListener>) -> Result<()> {
     let Setup { mut trainer, tokenizer, report, notes } = setup;
     let quiet = args.common.quiet;
     if !quiet {
@@ -142,7 +147,8 @@ fn train(setup: Setup, args: &TrainArgs) -> Result<()> {
     }
     let root = trainer.folder.root().to_owned();
     let first = trainer.progress.step;
-    let mut seen = Seen::default();
+    let mut seen = Seen { recent: Recent::of(LOAD_STEPS), alarms: Vec::new() };
+    let mut dashboard = live.map(|listener| live_view(&trainer, args, listener)).transpose()?;
     let mut observers = Observers::new();
     if !quiet {
         match on_terminal() {
@@ -154,8 +160,18 @@ fn train(setup: Setup, args: &TrainArgs) -> Result<()> {
     observers.push(if first > 0 { Jsonl::resume(&metrics, first)? } else { Jsonl::create(&metrics)? });
     observers.push(TensorBoard::create(&root)?);
     observers.push(&mut seen);
-    let summary = trainer.run(&mut observers, &INTERRUPTED)?;
+    if let Some(dashboard) = &mut dashboard {
+        if first > 0 {
+            dashboard.remember(&metrics)?;
+        }
+        observers.push(dashboard);
+    }
+    let summary = trainer.run(&mut observers, &INTERRUPTED);
     drop(observers);
+    if let (Some(dashboard), Err(error)) = (&mut dashboard, &summary) {
+        dashboard.failed(&error.to_string());
+    }
+    let summary = summary?;
 
     let again = format!("senmon train --resume --out {}", args.out.display());
     if summary.ending == Ending::Interrupted {
@@ -196,14 +212,14 @@ fn train(setup: Setup, args: &TrainArgs) -> Result<()> {
             "tokens": summary.tokens,
             "seconds": summary.seconds,
             "tokens_per_second": summary.tokens_per_second,
-            "loss": seen.last.as_ref().map(|last| last.loss),
+            "loss": seen.recent.last().map(|last| last.loss),
             "parameters": cost.total,
             "active_parameters": cost.active,
             "flops_per_token": cost.flops_per_token,
             "peak_memory_bytes": peak_memory(),
             "eval": summary.eval,
-            "load": seen.mean_loads().into_iter().map(|(layer, load)| serde_json::json!({
-                "layer": layer, "load": load, "cv": cv(&load), "drops": seen.mean_drops(layer),
+            "load": seen.recent.loads().into_iter().map(|(layer, load)| serde_json::json!({
+                "layer": layer, "load": load, "cv": cv(&load), "drops": seen.recent.drops(layer),
             })).collect::<Vec<_>>(),
             "alarms": seen.alarms,
             "data": report,
@@ -224,6 +240,23 @@ fn train(setup: Setup, args: &TrainArgs) -> Result<()> {
     Ok(())
 }
 
+/// The live view.
+fn live_view(trainer: &Trainer, args: &TrainArgs, listener: TcpListener) -> Result<Dashboard> {
+    let layers: Vec<(usize, usize)> =
+        trainer.decoder.moe_layers().map(|(layer, moe)| (layer, moe.config().choices())).collect();
+    let mut facts = Vec::new();
+    if let (Some((_, moe)), Some((_, experts))) = (trainer.decoder.moe_layers().next(), layers.first()) {
+        facts.push(("router".to_owned(), moe.config().router.kind.clone()));
+        facts.push(("MoE layers".to_owned(), format!("{} of {experts} experts", layers.len())));
+    }
+    let run = senmon_dashboard::Run { name: args.out.display().to_string(), facts, layers };
+    let dashboard = Dashboard::open(listener, run)?;
+    if !args.common.quiet {
+        eprintln!("live view: {}", dashboard.url());
+    }
+    Ok(dashboard)
+}
+
 /// The beginning of a held-out text of the largest domain.
 fn prompt(eval: &Option<(EvalText, EvalText)>, tokenizer: &TextTokenizer) -> Result<String> {
     let Some((_, text)) = eval else { return Ok(String::new()) };
@@ -237,21 +270,14 @@ fn prompt(eval: &Option<(EvalText, EvalText)>, tokenizer: &TextTokenizer) -> Res
 }
 
 /// What the last table needs of the run.
-#[derive(Default)]
 struct Seen {
-    last: Option<StepRecord>,
-    /// By step, each MoE layer's number, load and drops.
-    loads: VecDeque<Vec<(usize, Vec<f32>, u64)>>,
+    recent: Recent,
     alarms: Vec<Alarm>,
 }
 
 impl Observer for Seen {
     fn step(&mut self, record: &StepRecord) -> senmon_train::Result<()> {
-        self.loads.push_back(record.layers.iter().map(|l| (l.layer, l.load.clone(), l.drops)).collect());
-        if self.loads.len() > LOAD_STEPS {
-            self.loads.pop_front();
-        }
-        self.last = Some(record.clone());
+        self.recent.push(record.clone());
         Ok(())
     }
 
@@ -259,35 +285,6 @@ impl Observer for Seen {
         self.alarms.push(alarm.clone());
         Ok(())
     }
-}
-
-impl Seen {
-    /// Each MoE layer's load over the last steps: shares that sum to 1.
-    fn mean_loads(&self) -> Vec<(usize, Vec<f64>)> {
-        let Some(first) = self.loads.front() else { return Vec::new() };
-        let mut means: Vec<(usize, Vec<f64>)> =
-            first.iter().map(|(layer, load, _)| (*layer, vec![0.0; load.len()])).collect();
-        for step in &self.loads {
-            for ((_, mean), (_, load, _)) in means.iter_mut().zip(step) {
-                for (mean, share) in mean.iter_mut().zip(load) {
-                    *mean += f64::from(*share) / self.loads.len() as f64;
-                }
-            }
-        }
-        means
-    }
-
-    /// Assignments that a layer dropped per step, over the last steps.
-    fn mean_drops(&self, layer: usize) -> f64 {
-        let of_layer = self.loads.iter().flatten().filter(|(l, ..)| *l == layer);
-        of_layer.map(|(_, _, drops)| *drops as f64).sum::<f64>() / self.loads.len().max(1) as f64
-    }
-}
-
-/// Coefficient of variation (population) of shares.
-fn cv(load: &[f64]) -> f64 {
-    let experts = load.len() as f64;
-    (load.iter().map(|share| (share * experts - 1.0).powi(2)).sum::<f64>() / experts.max(1.0)).sqrt()
 }
 
 /// The table at the end.
@@ -314,7 +311,7 @@ fn words(summary: &Summary, cost: &Footprint, seen: &Seen, family: &str, root: &
     if let Some(peak) = peak_memory() {
         line("peak memory", format!("{:.2} GB", peak as f64 / 1e9));
     }
-    if let Some(last) = &seen.last {
+    if let Some(last) = seen.recent.last() {
         let terms: String = last.losses.iter().map(|(name, value)| format!(", {name} {value:.4}")).collect();
         line("last step", format!("loss {:.4}{terms}", last.loss));
     }
@@ -324,9 +321,9 @@ fn words(summary: &Summary, cost: &Footprint, seen: &Seen, family: &str, root: &
     if let Some(eval) = &summary.eval {
         let _ = write!(out, "\nheld-out text\n{}", super::eval::table(eval));
     }
-    let loads = seen.mean_loads();
+    let loads = seen.recent.loads();
     if !loads.is_empty() {
-        let steps = seen.loads.len();
+        let steps = seen.recent.len();
         let _ =
             writeln!(out, "\nload of each expert in % of its layer's tokens, over the last {steps} steps");
         let _ = writeln!(out, "layer     CV  experts");
