@@ -9,7 +9,9 @@ use senmon_moe::config::{DenseGradient, Extras, Noise, RandomEval};
 use senmon_moe::layer::{MoeParams, Routing, Wants, extra_defs};
 use senmon_moe::rng::Stream;
 use senmon_moe::router::{self, KINDS};
-use senmon_moe::{BalanceConfig, Ctx, MoeConfig, MoeLayer, Param, RouterConfig, SelectionBias, balance};
+use senmon_moe::{
+    BalanceConfig, Ctx, MoeConfig, MoeLayer, Param, RouterConfig, RoutingObserver, SelectionBias, balance,
+};
 
 const H: usize = 6;
 
@@ -501,6 +503,43 @@ fn gradients_stay_numbers_at_the_edges() {
             for param in [&p.router, &p.gate_up, &p.down].into_iter().chain(p.extras.values()) {
                 assert!(finite(&param.sink().unwrap().lock()), "{case}: gradient of {}", param.name());
             }
+        }
+    }
+}
+
+/// What an observer is shown of all experts, weighted as the router says, is what the layer gives.
+#[test]
+fn an_observer_sees_what_every_expert_gives() {
+    struct Seen {
+        routing: Option<Routing>,
+        outputs: Vec<f32>,
+    }
+    impl RoutingObserver for Seen {
+        fn routed(&mut self, _layer: usize, routing: &Routing) {
+            self.routing = Some(routing.clone());
+        }
+        fn probes(&mut self, layer: usize, tokens: usize) -> Vec<u32> {
+            assert_eq!((layer, tokens), (3, 5));
+            vec![4, 0]
+        }
+        fn outputs(&mut self, _layer: usize, rows: usize, experts: usize, outputs: &[f32]) {
+            assert_eq!((rows, experts, outputs.len()), (2, 4, 2 * 4 * H));
+            self.outputs = outputs.to_vec();
+        }
+    }
+    let layer = layer_of(&config("topk_pre"), &|name, tensor| Param::new(name, tensor.clone()));
+    let x = tensor(&[5, H], 9, 1.0);
+    let mut seen = Seen { routing: None, outputs: Vec::new() };
+    let mut ctx = Ctx { layer: 3, observer: Some(&mut seen), ..Ctx::default() };
+    let (y, _) = layer.forward(&x, &mut ctx).unwrap();
+    let y: Vec<Vec<f32>> = y.to_vec2().unwrap();
+    let routing = seen.routing.unwrap();
+    let weights: Vec<Vec<f32>> = routing.weights.to_vec2().unwrap();
+    for (place, row) in [4, 0].into_iter().enumerate() {
+        for h in 0..H {
+            let picks = routing.experts[2 * row..][..2].iter().zip(&weights[row]);
+            let sum: f32 = picks.map(|(e, w)| w * seen.outputs[(place * 4 + *e as usize) * H + h]).sum();
+            assert!((sum - y[row][h]).abs() < 1e-5, "{sum} {}", y[row][h]);
         }
     }
 }

@@ -4,17 +4,12 @@ mod bench;
 
 pub use bench::{Bench, BenchGenerateArgs, BenchLayerArgs, BenchTrainArgs, ProfileArgs};
 
-use crate::failure::Failure;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
-use senmon_files::available_memory;
 use senmon_kernels::blocks::{ElementType, can_quantize};
 use senmon_kernels::gemm::Precision;
 use senmon_models::audit::Audit;
 use senmon_models::checkpoint::{self, Opened};
-use senmon_models::decoder::{Decoder, Weight};
-use senmon_models::packing::{Packing, Packings};
-use senmon_models::spec::ModelSpec;
 use std::path::PathBuf;
 
 /// Trains, runs and explains Mixture-of-Experts language models on ordinary CPUs.
@@ -694,36 +689,4 @@ fn coded_type(text: &str) -> Result<ElementType, String> {
         let names: Vec<String> = types.map(|ty| ty.name().to_lowercase()).collect();
         format!("expected one of {}", names.join(", "))
     })
-}
-
-impl ComputeArgs {
-    /// A decoder of these weights that multiplies so. A model that would not fit into memory packed runs as it is stored, and that is
-    /// said.
-    pub fn decoder(&self, spec: &ModelSpec, weights: Vec<Weight>) -> crate::failure::Result<Decoder> {
-        if self.exact {
-            return Ok(Decoder::run(spec, weights)?);
-        }
-        let needed = Packings::plan(spec, &weights, self.quantize).bytes;
-        // What else is needed, caches and activations, is small beside weights.
-        if let Some(free) = available_memory().filter(|free| needed > free / 10 * 9) {
-            let gb = |bytes: u64| bytes as f64 / 1e9;
-            if let Some(ty) = self.quantize {
-                return Err(Failure::mistake(format!(
-                    "--quantize {}: the weights would take {:.1} GB, {:.1} GB of memory are free",
-                    ty.name().to_lowercase(),
-                    gb(needed),
-                    gb(free)
-                )));
-            }
-            eprintln!(
-                "{:.1} GB of weights do not fit into {:.1} GB of free memory: they are used where they lie in the files, which is \
-                 slower (--quantize q4_k takes less)",
-                gb(needed),
-                gb(free)
-            );
-            return Ok(Decoder::run(spec, weights)?);
-        }
-        let packing = self.quantize.map_or(Packing::Packed, Packing::Coded);
-        Ok(Decoder::run_as(spec, weights, packing)?)
-    }
 }

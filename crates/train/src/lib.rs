@@ -15,6 +15,7 @@ pub mod eval;
 pub mod folder;
 pub mod jsonl;
 pub mod layers;
+pub mod likeness;
 pub mod observer;
 pub mod presets;
 pub mod recent;

@@ -76,7 +76,7 @@ pub fn losses(
 }
 
 /// The texts of a trace, each with what follows its last token.
-fn windows_of(trace: &Trace) -> Result<Vec<Vec<u32>>> {
+pub(crate) fn windows_of(trace: &Trace) -> Result<Vec<Vec<u32>>> {
     let mut windows: Vec<Vec<u32>> = Vec::new();
     for row in 0..trace.len() {
         match (trace.position[row], windows.last_mut()) {

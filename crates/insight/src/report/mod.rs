@@ -1,6 +1,7 @@
 //! What there is to say of a model's routing, as a page for people: load, words for experts and whether they stand, domains, what is
 //! together, text by expert, memory and machines.
 
+mod alike;
 mod compare;
 mod domains;
 mod experts;
@@ -11,7 +12,7 @@ mod text;
 
 pub use compare::{Side, compare};
 
-use crate::statistics::{LayerStatistics, Saturation, Statistics};
+use crate::statistics::{Alike, LayerStatistics, Saturation, Statistics};
 use crate::trace::Trace;
 use crate::words::{Checked, ExpertWords, Label, LabelKind, LayerWords};
 pub use senmon_page::Page;
@@ -43,6 +44,8 @@ pub struct Report<'a> {
     pub words: &'a [LayerWords],
     /// What became of them when experts were switched off, layer by layer as `words`.
     pub checked: Option<&'a [Vec<Checked>]>,
+    /// How alike the experts of each layer are, where that was looked at.
+    pub alike: &'a [Alike],
     /// How the run went.
     pub training: Option<&'a Training>,
     /// The text of a token.
@@ -53,7 +56,7 @@ impl Report<'_> {
     /// The page.
     pub fn page(&self) -> Page {
         let s = self.statistics;
-        Page::new(format!("What the experts of {} do", self.model))
+        let mut page = Page::new(format!("What the experts of {} do", self.model))
             .subtitle("Which tokens the router sends to which expert, what the experts are for, and whether that is so.")
             .fact("Router", s.router.clone())
             .fact("Layers with experts", s.layers.len().to_string())
@@ -63,17 +66,18 @@ impl Report<'_> {
             .section(load::section(self))
             .section(experts::section(self))
             .section(domains::section(self))
-            .section(domains::together(self))
-            .section(text::section(self))
-            .section(machines::section(self))
-            .footer(
-                Rich::new()
-                    .text("Written by ")
-                    .code("senmon inspect --report")
-                    .text("; what each figure is, with formula and source, is in ")
-                    .code("docs/insight.md")
-                    .text("."),
-            )
+            .section(domains::together(self));
+        if let Some(alike) = alike::section(self) {
+            page = page.section(alike);
+        }
+        page.section(text::section(self)).section(machines::section(self)).footer(
+            Rich::new()
+                .text("Written by ")
+                .code("senmon inspect --report")
+                .text("; what each figure is, with formula and source, is in ")
+                .code("docs/insight.md")
+                .text("."),
+        )
     }
 
     /// Every expert with its words and its check.

@@ -60,6 +60,9 @@ fn a_page_has_every_section() {
         layers: vec![(1, vec![0.1, 0.2, 0.3], vec![1.0, 0.9, 0.9]), (3, vec![0.1; 3], vec![1.0; 3])],
         saturation: vec![(0, statistics::saturation(&trace, &trace).unwrap())],
     };
+    let mut outputs = statistics::Outputs::default();
+    outputs.add(2, 2, &[1.0, 0.0, 0.0, 1.0, 0.5, 0.5, 1.0, 0.0]).unwrap();
+    let alike = [outputs.finish(1, &[]).unwrap()];
     for (checked, training) in [(None, None), (Some(&checked[..]), Some(&training))] {
         let report = Report {
             model: "a <model>",
@@ -67,6 +70,7 @@ fn a_page_has_every_section() {
             statistics: &statistics,
             words: &words,
             checked,
+            alike: if training.is_some() { &alike } else { &[] },
             training,
             token: &text,
         };
@@ -76,6 +80,7 @@ fn a_page_has_every_section() {
         }
         assert!(html.contains("a &lt;model&gt;") && !html.contains("a <model>"));
         assert_eq!(html.contains("Load CV over training"), training.is_some());
+        assert_eq!(html.contains("id=\"alike\""), training.is_some());
         assert_eq!(html.contains("Not checked"), checked.is_none());
     }
 }

@@ -4,6 +4,7 @@
 //! what a placement costs. `docs/insight.md` has the formulas and their sources. The same trace, options and seed give the same bits on any
 //! number of threads.
 
+mod alike;
 mod batches;
 pub(crate) mod cache;
 mod coactivation;
@@ -19,6 +20,7 @@ pub(crate) mod specialization;
 pub(crate) mod view;
 mod vocabulary;
 
+pub use alike::{Alike, Outputs};
 pub use batches::Batch;
 pub use cache::Cache;
 pub use coactivation::{Coactivation, Pair};

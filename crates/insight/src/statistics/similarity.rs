@@ -33,9 +33,23 @@ pub fn cosines(vectors: &[&[f32]]) -> Result<Vec<Vec<Option<f64>>>> {
     Ok((0..vectors.len()).into_par_iter().map(row).collect())
 }
 
-/// The sum of products, in f64.
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+/// The sum of products, in f64: in lanes, which are added at the end.
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
+    const LANES: usize = 8;
+    let mut lanes = [0.0f64; LANES];
+    let (a_blocks, b_blocks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let rest: f64 = a_blocks
+        .remainder()
+        .iter()
+        .zip(b_blocks.remainder())
+        .map(|(a, b)| f64::from(*a) * f64::from(*b))
+        .sum();
+    for (a, b) in a_blocks.zip(b_blocks) {
+        for lane in 0..LANES {
+            lanes[lane] += f64::from(a[lane]) * f64::from(b[lane]);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest
 }
 
 /// The weights of an expert that is an MLP: H hidden, I its neurons.

@@ -105,6 +105,31 @@ impl MoeLayer {
         Ok(self.outputs(&rows, &dispatch, slots, ctx)?.reshape((tokens, slots, width))?)
     }
 
+    /// Shows an observer that asks for it what every expert gives for some rows of `inner` \[T, L\].
+    pub(super) fn show_outputs(&self, inner: &Tensor, ctx: &mut Ctx) -> Result<()> {
+        let (layer, experts) = (ctx.layer, self.config.experts);
+        let (tokens, width) = inner.dims2()?;
+        let rows = match &mut ctx.observer {
+            Some(observer) => observer.probes(layer, tokens),
+            None => return Ok(()),
+        };
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let count = rows.len();
+        let rows = inner.detach().index_select(&Tensor::from_vec(rows, count, inner.device())?, 0)?;
+        let each = rows.unsqueeze(1)?.broadcast_as((count, experts, width))?.contiguous()?;
+        let picks: Vec<u32> = (0..count).flat_map(|_| 0..experts as u32).collect();
+        let dispatch = dispatch(&picks, 1, &self.config)?;
+        let out = self.outputs(&each.reshape((count * experts, width))?, &dispatch, experts, ctx)?;
+        read(&out.flatten_all()?, |out| {
+            if let Some(observer) = &mut ctx.observer {
+                observer.outputs(layer, count, experts, out);
+            }
+        })?;
+        Ok(())
+    }
+
     /// Sets a share of the inner activations \[N, I\] to 0, and scales the others up. `slots` of the dispatch are of one token.
     fn dropout(&self, a: Tensor, dispatch: &Dispatch, slots: usize, ctx: &Ctx) -> Result<Tensor> {
         let share = self.config.router.expert_dropout;

@@ -140,6 +140,15 @@ pub struct Wants {
 pub trait RoutingObserver {
     /// Layer `layer` routed a pass.
     fn routed(&mut self, layer: usize, routing: &Routing);
+
+    /// Tokens, of the `tokens` of a pass through layer `layer`, of which it wants to see what every expert would give: their
+    /// rows. As a rule none.
+    fn probes(&mut self, _layer: usize, _tokens: usize) -> Vec<u32> {
+        Vec::new()
+    }
+
+    /// What every expert of layer `layer` gives for the rows that [`probes`](Self::probes) named, before its weight: \[rows, E, L\].
+    fn outputs(&mut self, _layer: usize, _rows: usize, _experts: usize, _outputs: &[f32]) {}
 }
 
 /// What a layer's router did with one pass of T tokens.
@@ -326,6 +335,7 @@ impl MoeLayer {
             }
             y = (y + shared)?;
         }
+        self.show_outputs(&inner, ctx)?;
         if let Some(observer) = &mut ctx.observer {
             match self.config.extras.members {
                 0 | 1 => observer.routed(ctx.layer, &routing),

@@ -6,7 +6,7 @@ use crate::cli::{InspectArgs, WindowsArgs};
 use crate::failure::{Failure, Result};
 use crate::ui::{INTERRUPTED, Passes};
 use senmon_insight::report::{self, Page, Report, Side, Training};
-use senmon_insight::statistics::{self, Options, Saturation, Statistics};
+use senmon_insight::statistics::{self, Alike, Options, Saturation, Statistics};
 use senmon_insight::words::{self, Checked, LayerWords, WordOptions};
 use senmon_insight::{About, Trace};
 use senmon_models::audit::Audit;
@@ -17,7 +17,7 @@ use senmon_models::identity::model_hash;
 use senmon_models::text::TokenizerSource;
 use senmon_train::folder::{METRICS, TRACES, step_of_trace};
 use senmon_train::jsonl::{self, Line};
-use senmon_train::{ablation, tracing};
+use senmon_train::{ablation, likeness, tracing};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -32,12 +32,14 @@ pub(super) struct Looked {
     /// Words for experts, and what became of them.
     words: Vec<LayerWords>,
     checked: Option<Vec<Vec<Checked>>>,
+    /// How alike experts are.
+    alike: Vec<Alike>,
 }
 
 impl Looked {
     /// For programs.
     pub fn document(&self) -> Value {
-        json!({ "statistics": self.statistics, "words": self.words, "checked": self.checked })
+        json!({ "statistics": self.statistics, "words": self.words, "checked": self.checked, "alike": self.alike })
     }
 }
 
@@ -89,7 +91,7 @@ pub(super) fn of_text(args: &InspectArgs, loaded: Opened) -> Result<Looked> {
     }
     let statistics = statistics::of(&trace, &Options::default())?;
     if args.report.is_none() && !args.common.json {
-        return Ok(Looked { statistics, words: Vec::new(), checked: None });
+        return Ok(Looked { statistics, words: Vec::new(), checked: None, alike: Vec::new() });
     }
     let token = |id: u32| match tokenizer.as_ref().and_then(|tokenizer| tokenizer.decode(&[id], false).ok()) {
         Some(text) => text,
@@ -106,6 +108,8 @@ pub(super) fn of_text(args: &InspectArgs, loaded: Opened) -> Result<Looked> {
             Some(found.ok_or_else(|| Failure::interrupted("interrupted: no report was written"))?)
         }
     };
+    let alike = likeness::of(&decoder, &trace, &cancelled)?;
+    let alike = alike.ok_or_else(|| Failure::interrupted("interrupted: no report was written"))?;
     if let Some(file) = &args.report {
         let training = training(model)?;
         let name = model.file_name().unwrap_or(model.as_os_str()).to_string_lossy();
@@ -115,12 +119,13 @@ pub(super) fn of_text(args: &InspectArgs, loaded: Opened) -> Result<Looked> {
             statistics: &statistics,
             words: &words,
             checked: checked.as_deref(),
+            alike: &alike,
             training: training.as_ref(),
             token: &token,
         };
         write(file, &report.page())?;
     }
-    Ok(Looked { statistics, words, checked })
+    Ok(Looked { statistics, words, checked, alike })
 }
 
 /// The routing of two models on the same text.
@@ -200,8 +205,8 @@ fn training(model: &Path) -> Result<Option<Training>> {
         return Ok(None);
     }
     let mut training = Training::default();
-    for line in jsonl::read(&metrics)? {
-        let Line::Step(step) = line else { continue };
+    jsonl::each(&metrics, |line| {
+        let Line::Step(step) = line else { return };
         training.steps.push(step.step);
         for layer in step.layers {
             let place = training.layers.iter().position(|(number, ..)| *number == layer.layer);
@@ -212,7 +217,7 @@ fn training(model: &Path) -> Result<Option<Training>> {
             training.layers[place].1.push(layer.load_cv);
             training.layers[place].2.push(layer.entropy);
         }
-    }
+    })?;
     let mut traces: Vec<(u64, PathBuf)> = std::fs::read_dir(model.join(TRACES))
         .map(|entries| entries.flatten().map(|entry| entry.path()).collect::<Vec<_>>())
         .unwrap_or_default()

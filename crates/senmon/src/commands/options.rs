@@ -1,10 +1,12 @@
-//! What flags make of a model that makes texts: another number of experts, how tokens are chosen.
+//! What flags make of a model that makes texts: another number of experts, how it multiplies, how tokens are chosen.
 
-use crate::cli::TextArgs;
+use crate::cli::{ComputeArgs, TextArgs};
 use crate::failure::{Failure, Result};
+use senmon_files::available_memory;
 use senmon_models::ModelError;
-use senmon_models::decoder::Decoder;
+use senmon_models::decoder::{Decoder, Weight};
 use senmon_models::generation::{FILE, GenerationDefaults};
+use senmon_models::packing::{Packing, Packings};
 use senmon_models::penalties::Penalties;
 use senmon_models::sampling::Sampling;
 use senmon_models::spec::{FfnSpec, ModelSpec};
@@ -116,7 +118,7 @@ pub(super) fn open_decoder(args: &TextArgs) -> Result<(Decoder, Tokenizer, Choic
     let source = tokenizer_of(args, loaded.tokenizer)?;
     let tokenizer = source.load()?;
     check_vocab(&tokenizer, &loaded.spec, source.path())?;
-    Ok((args.compute.decoder(&loaded.spec, loaded.weights)?, tokenizer, choice))
+    Ok((decoder(&args.compute, &loaded.spec, loaded.weights)?, tokenizer, choice))
 }
 
 /// The model with another number of experts for each token.
@@ -138,4 +140,34 @@ fn with_experts_per_token(mut spec: ModelSpec, k: usize) -> Result<ModelSpec> {
     }
     spec.validate()?;
     Ok(spec)
+}
+
+/// A decoder of these weights that multiplies so. A model that would not fit into memory packed runs as it is stored, and that is
+/// said.
+pub(super) fn decoder(compute: &ComputeArgs, spec: &ModelSpec, weights: Vec<Weight>) -> Result<Decoder> {
+    if compute.exact {
+        return Ok(Decoder::run(spec, weights)?);
+    }
+    let needed = Packings::plan(spec, &weights, compute.quantize).bytes;
+    // What else is needed, caches and activations, is small beside weights.
+    if let Some(free) = available_memory().filter(|free| needed > free / 10 * 9) {
+        let gb = |bytes: u64| bytes as f64 / 1e9;
+        if let Some(ty) = compute.quantize {
+            return Err(Failure::mistake(format!(
+                "--quantize {}: the weights would take {:.1} GB, {:.1} GB of memory are free",
+                ty.name().to_lowercase(),
+                gb(needed),
+                gb(free)
+            )));
+        }
+        eprintln!(
+            "{:.1} GB of weights do not fit into {:.1} GB of free memory: they are used where they lie in the files, which is \
+             slower (--quantize q4_k takes less)",
+            gb(needed),
+            gb(free)
+        );
+        return Ok(Decoder::run(spec, weights)?);
+    }
+    let packing = compute.quantize.map_or(Packing::Packed, Packing::Coded);
+    Ok(Decoder::run_as(spec, weights, packing)?)
 }

@@ -2,7 +2,7 @@
 
 use super::profile;
 use crate::cli::BenchGenerateArgs;
-use crate::commands::{print, print_json};
+use crate::commands::{options, print, print_json};
 use crate::failure::{Failure, Result};
 use crate::ui::{median, peak_memory};
 use senmon_kernels::packed::Format;
@@ -180,7 +180,7 @@ fn decoder(args: &BenchGenerateArgs) -> Result<(Decoder, String)> {
         (Some(model), None) => {
             let opened = senmon_models::checkpoint::open(model, senmon_models::audit::Audit::Once)?;
             fits(&opened.spec)?;
-            let decoder = args.compute.decoder(&opened.spec, opened.weights)?;
+            let decoder = options::decoder(&args.compute, &opened.spec, opened.weights)?;
             Ok((decoder, model.display().to_string()))
         }
         (None, Some(_)) if args.compute.exact => {
