@@ -154,6 +154,7 @@ mod tests {
     #[test]
     fn sums_go_by_window_and_block() {
         let text = EvalText {
+            documents: Vec::new(),
             windows: vec![(vec![0, 1, 1], 0), (vec![1, 0, 0], 1), (vec![1, 1, 0], 1)],
             domains: vec!["a".into(), "b".into()],
             bytes_of_token: vec![1, 4],

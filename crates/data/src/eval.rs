@@ -20,6 +20,8 @@ pub struct EvalSequence {
     pub tokens: Vec<u32>,
     /// The domain of all of them.
     pub domain: u16,
+    /// The document that most of them are from, as a number: windows of one document are no independent samples of text.
+    pub document: u32,
 }
 
 /// Everything under some paths, as windows for evaluation by a model that exists.
@@ -98,8 +100,26 @@ struct Stream {
     /// In an order that mixes files, the next one last.
     documents: Vec<u32>,
     tokens: Vec<u32>,
+    /// Where documents begin among the tokens, and which they are.
+    starts: Vec<(usize, u32)>,
     /// Windows granted so far.
     windows: usize,
+}
+
+impl Stream {
+    /// The document that most tokens of a window are from.
+    fn document(&self, window: std::ops::Range<usize>) -> u32 {
+        let first = self.starts.partition_point(|(start, _)| *start <= window.start).saturating_sub(1);
+        let starts = &self.starts[first..];
+        let within = |at: usize| {
+            let end = starts.get(at + 1).map_or(window.end, |(next, _)| (*next).min(window.end));
+            end.saturating_sub(starts[at].0.max(window.start))
+        };
+        let inside = (0..starts.len()).take_while(|at| starts[*at].0 < window.end);
+        // Of documents with as many tokens the first.
+        let most = inside.max_by_key(|at| (within(*at), std::cmp::Reverse(*at)));
+        most.map_or(0, |at| starts[at].1)
+    }
 }
 
 /// Cuts windows of S + 1 tokens from each domain's documents: in turn from every domain, until `max_tokens` targets or all
@@ -125,7 +145,7 @@ pub(crate) fn windows(
         .into_iter()
         .map(|mut documents| {
             documents.sort_by_key(|&d| std::cmp::Reverse((corpus.documents[d as usize].hash, d)));
-            Stream { documents, tokens: Vec::new(), windows: 0 }
+            Stream { documents, tokens: Vec::new(), starts: Vec::new(), windows: 0 }
         })
         .collect();
     progress.stage("tokenizing text to evaluate", None);
@@ -164,6 +184,7 @@ pub(crate) fn windows(
             (0..stream.windows).map(move |w| EvalSequence {
                 tokens: stream.tokens[w * sequence..(w + 1) * sequence + 1].to_vec(),
                 domain: domain as u16,
+                document: stream.document(w * sequence..(w + 1) * sequence),
             })
         })
         .collect();
@@ -214,7 +235,26 @@ fn fill(
                 Ok(tokens)
             })
             .collect::<Result<_>>()?;
-        stream.tokens.extend(tokens.into_iter().flatten());
+        for (tokens, document) in tokens.into_iter().zip(next.iter().rev()) {
+            stream.starts.push((stream.tokens.len(), *document));
+            stream.tokens.extend(tokens);
+        }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_is_of_the_document_with_most_of_its_tokens() {
+        let starts = vec![(0, 7), (10, 3), (12, 4), (12, 9), (20, 5)];
+        let stream = Stream { documents: Vec::new(), tokens: vec![0; 30], starts, windows: 0 };
+        for (window, document) in [(0..8, 7), (8..16, 4), (16..24, 9), (5..11, 7), (9..13, 3), (20..30, 5)] {
+            // Documents without a token, as the one that begins where the next does, have no window.
+            let expected = if document == 4 { 9 } else { document };
+            assert_eq!(stream.document(window.clone()), expected, "{window:?}");
+        }
+    }
 }

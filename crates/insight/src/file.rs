@@ -9,7 +9,8 @@ use std::io::Write;
 use std::path::Path;
 
 /// The columns of a trace, which are there once; the names of a layer's are followed by its number.
-const COLUMNS: [&str; 7] = ["tokens", "sequence", "position", "targets", "predicted", "loss", "domains"];
+const COLUMNS: [&str; 8] =
+    ["tokens", "sequence", "position", "targets", "predicted", "loss", "domains", "documents"];
 
 /// Elements of a tensor to write.
 enum Elements<'a> {
@@ -78,6 +79,9 @@ impl Trace {
             ("domains", Elements::U16(&self.domains)),
         ] {
             tensors.push((column.into(), elements, vec![n]));
+        }
+        if !self.documents.is_empty() {
+            tensors.push(("documents".into(), Elements::U32(&self.documents), vec![n]));
         }
         for (l, layer) in &self.layers {
             let shape = vec![n, layer.top_k];
@@ -223,6 +227,10 @@ impl Trace {
             predicted: u32s(column("predicted", Dtype::U32)?),
             loss: f32s(column("loss", Dtype::F32)?),
             domains: u16s(column("domains", Dtype::U16)?),
+            documents: match file.names().contains(&"documents") {
+                true => u32s(column("documents", Dtype::U32)?),
+                false => Vec::new(),
+            },
             layers,
         };
         if let Some(name) = file.names().into_iter().filter(|name| !known.contains(*name)).min() {

@@ -117,15 +117,16 @@ impl Recorder {
 
     /// Takes over what a layer did with the present pass.
     fn take(&mut self, l: usize, routing: &Routing) -> Result<()> {
-        let (count, k) = (routing.load.len(), routing.top_k);
+        let (count, k) = (routing.real, routing.top_k);
         let failed = |what: String| InsightError::tensor(&name("experts", l), what);
         let passed = self.trace.len() - self.first;
         if k == 0 || routing.experts.len() != passed * k {
             let slots = routing.experts.len();
             return Err(failed(format!("{slots} slots of {k} a token are not those of {passed} tokens")));
         }
-        if count >= usize::from(EMPTY) {
-            return Err(failed(format!("{count} experts are more than a trace has ids for, {EMPTY}")));
+        let ids = routing.load.len();
+        if ids >= usize::from(EMPTY) {
+            return Err(failed(format!("{ids} experts are more than a trace has ids for, {EMPTY}")));
         }
         let read = |tensor: &senmon_moe::candle_core::Tensor| {
             senmon_moe::tensor::read(tensor, <[f32]>::to_vec).map_err(|e| failed(e.to_string()))
@@ -159,10 +160,12 @@ impl Recorder {
         }
         if let Some(logits) = &mut layer.logits {
             // A router with other columns than experts has its scores, as logarithms.
-            let by_expert = routing.logits.dim(1).is_ok_and(|columns| columns == count);
+            let by_expert = routing.logits.dim(1).is_ok_and(|columns| columns == ids);
             let of = if by_expert { routing.logits.clone() } else { routing.scores.clone() };
-            let values = read(&of)?;
-            logits.extend(values.into_iter().map(|x| if by_expert { x } else { x.ln() }));
+            // Of experts that compute nothing there are none.
+            let rows = read(&of)?;
+            let values = rows.chunks_exact(ids.max(1)).flat_map(|row| &row[..count]);
+            logits.extend(values.map(|x| if by_expert { *x } else { x.ln() }));
         }
         Ok(())
     }
@@ -232,6 +235,10 @@ fn reordered(trace: &Trace, order: &[usize]) -> Trace {
         predicted: rows(&trace.predicted, 1, order),
         loss: rows(&trace.loss, 1, order),
         domains: rows(&trace.domains, 1, order),
+        documents: match trace.documents.is_empty() {
+            true => Vec::new(),
+            false => rows(&trace.documents, 1, order),
+        },
         layers: trace.layers.iter().map(layer).collect(),
     }
 }

@@ -8,6 +8,7 @@
 //! | `targets`, `predicted` | \[N\] u32 | the token that followed; the likeliest by the model. 4294967295: none |
 //! | `loss` | \[N\] f32 | -ln p(target); NaN where there is no target, or nothing was predicted |
 //! | `domains` | \[N\] u16 | index into the names of domains |
+//! | `documents` | \[N\] u32 | the document that the text is from, where texts may be parts of documents |
 //! | `experts.{l}` | \[N, K\] u16 | the experts of MoE layer l; 65535: an empty slot; E and above: experts that compute nothing |
 //! | `weights.{l}` | \[N, K\] f32 | what their outputs are multiplied with; 0 in an empty slot |
 //! | `dropped.{l}` | \[N, K\] u8 | 1 where a capacity took the slot's expert away |
@@ -54,6 +55,9 @@ pub struct Trace {
     pub loss: Vec<f32>,
     /// \[N\].
     pub domains: Vec<u16>,
+    /// The document that each token's text is from, \[N\]; nothing where every text is a document. Texts of one document are alike: what
+    /// counts independent samples counts documents.
+    pub documents: Vec<u32>,
     /// The MoE layers, by number.
     pub layers: BTreeMap<usize, LayerTrace>,
 }
@@ -88,6 +92,11 @@ impl Trace {
         self.tokens.len()
     }
 
+    /// The document of a token.
+    pub fn document(&self, row: usize) -> u32 {
+        self.documents.get(row).copied().unwrap_or(self.sequence[row])
+    }
+
     /// There are no tokens.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
@@ -106,6 +115,9 @@ impl Trace {
         long("predicted", self.predicted.len(), n)?;
         long("loss", self.loss.len(), n)?;
         long("domains", self.domains.len(), n)?;
+        if !self.documents.is_empty() {
+            long("documents", self.documents.len(), n)?;
+        }
         let names = self.about.domains.len();
         if let Some(at) = self.domains.iter().position(|domain| usize::from(*domain) >= names) {
             let what = format!("element {at} is domain {}, there are {names} names", self.domains[at]);

@@ -49,6 +49,7 @@ fn trace(seed: u64, n: usize, layers: &[(usize, usize, usize, bool, bool)]) -> T
         predicted: of(n, 50_000),
         loss: numbers(of(n, 100)),
         domains: ids(of(n, 2)),
+        documents: Vec::new(),
         tokens,
         layers: made,
     }

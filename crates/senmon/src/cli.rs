@@ -618,10 +618,10 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
     pub capacity: Option<f64>,
     /// Tokens that are routed together, for --capacity; 0 for all
-    #[arg(long, value_name = "T", default_value_t = 0)]
+    #[arg(long, value_name = "T", default_value_t = 0, requires = "capacity")]
     pub together: usize,
     /// Who is left out of an expert that is full
-    #[arg(long, value_name = "RULE", value_enum, default_value = "position")]
+    #[arg(long, value_name = "RULE", value_enum, default_value = "position", requires = "capacity")]
     pub drop: DropArg,
     /// Ranks that experts and texts are spread over
     #[arg(long, value_name = "R")]

@@ -3,7 +3,7 @@
 use crate::error::Result;
 use crate::tracing::losses;
 use senmon_insight::Trace;
-use senmon_insight::words::{Ablation, Checked, Confirmation, Label, LayerWords, confirm};
+use senmon_insight::words::{Ablation, Checked, LayerWords, confirm};
 use senmon_models::decoder::Decoder;
 use senmon_moe::rng::Stream;
 
@@ -35,42 +35,48 @@ pub fn check(
         targets: trace.targets.clone(),
         predicted: trace.predicted.clone(),
         domains: trace.domains.clone(),
+        documents: trace.documents.clone(),
         loss: whole,
         layers: Default::default(),
     };
     let mut checked = Vec::with_capacity(words.len());
     for layer in words {
-        let mut off = Vec::with_capacity(layer.experts.len());
-        for e in 0..layer.experts.len() {
-            let Some(losses) = pass(Some((layer.layer, e as u32)))? else { return Ok(None) };
-            off.push(losses);
+        let experts = &layer.experts;
+        let used: Vec<usize> = (0..experts.len()).filter(|e| experts[*e].tokens > 0).collect();
+        let controls: Vec<Option<usize>> =
+            (0..experts.len()).map(|e| control(seed, layer.layer, e, &used)).collect();
+        // Of each expert without it, and what its label's tokens lose without the control.
+        let (mut own, mut other) = (vec![None; experts.len()], vec![None; experts.len()]);
+        for off in 0..experts.len() {
+            let Some(losses) = pass(Some((layer.layer, off as u32)))? else { return Ok(None) };
+            let of = |e: usize| Ablation::of(&base, layer.layer, off as u16, &experts[e].label, &losses);
+            own[off] = Some(of(off)?);
+            for e in (0..experts.len()).filter(|e| controls[*e] == Some(off)) {
+                other[e] = Some(of(e)?);
+            }
         }
-        let of = |expert: usize, label: &Label| {
-            Ablation::of(&base, layer.layer, expert as u16, label, &off[expert])
-        };
-        let experts = layer.experts.iter().enumerate().map(|(e, words)| {
-            let control = control(seed, layer.layer, e, layer.experts.len());
-            let ablation = of(e, &words.label)?;
-            let confirmation = match control == e {
-                true => Confirmation::default(),
-                false => confirm(&words.label, &ablation, &of(control, &words.label)?),
-            };
-            Ok(Checked { ablation, control: control as u16, confirmation })
-        });
-        checked.push(experts.collect::<Result<Vec<Checked>>>()?);
+        let each = own.into_iter().zip(other).zip(experts).zip(&controls).enumerate();
+        checked.push(
+            each.map(|(e, (((own, other), words), control))| {
+                let ablation = own.unwrap_or_default();
+                let confirmation = other.map(|other| confirm(&words.label, &ablation, &other));
+                Checked {
+                    confirmation: confirmation.unwrap_or_default(),
+                    control: control.unwrap_or(e) as u16,
+                    ablation,
+                }
+            })
+            .collect(),
+        );
     }
     Ok(Some(checked))
 }
 
-/// Another expert of the layer, by chance; the same where there is no other.
-fn control(seed: u64, layer: usize, expert: usize, experts: usize) -> usize {
-    if experts < 2 {
-        return expert;
-    }
+/// Another expert of the layer, by chance, among those that are `used`: one without tokens is no control. None where there is no other.
+fn control(seed: u64, layer: usize, expert: usize, used: &[usize]) -> Option<usize> {
+    let others: Vec<usize> = used.iter().copied().filter(|other| *other != expert).collect();
     let drawn = Stream::new(&[seed, layer as u64, expert as u64]).uniform(0);
-    let other = (drawn * (experts - 1) as f32) as usize;
-    let other = other.min(experts - 2);
-    other + usize::from(other >= expert)
+    others.get(((drawn * others.len() as f32) as usize).min(others.len().saturating_sub(1))).copied()
 }
 
 #[cfg(test)]
@@ -80,16 +86,17 @@ mod tests {
     #[test]
     fn a_control_is_another_expert() {
         for experts in 2..9 {
-            let mut seen = vec![false; experts];
-            for expert in 0..experts {
+            let used: Vec<usize> = (0..experts).map(|e| 2 * e).collect();
+            let mut seen = vec![0; 2 * experts];
+            for expert in 0..2 * experts {
                 for seed in 0..50 {
-                    let control = control(seed, 3, expert, experts);
-                    assert!(control != expert && control < experts);
-                    seen[control] = true;
+                    let control = control(seed, 3, expert, &used).unwrap();
+                    assert!(control != expert && used.contains(&control));
+                    seen[control] += 1;
                 }
             }
-            assert!(seen.iter().all(|seen| *seen));
+            assert!(used.iter().all(|e| seen[*e] > 0));
         }
-        assert_eq!(control(0, 0, 0, 1), 0);
+        assert_eq!((control(0, 0, 0, &[0]), control(0, 0, 0, &[])), (None, None));
     }
 }

@@ -12,6 +12,8 @@ use crate::observer::{DomainEval, EvalRecord};
 pub struct EvalText {
     /// Windows of S + 1 tokens, each of one domain.
     pub windows: Vec<(Vec<u32>, u16)>,
+    /// The document that each window is from, or nothing where every window is one of its own.
+    pub documents: Vec<u32>,
     /// Names of the domains.
     pub domains: Vec<String>,
     /// Bytes of text that each token stands for: \[V\].

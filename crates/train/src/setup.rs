@@ -463,6 +463,7 @@ impl EvalText {
     pub fn held_out(data: &Dataset, sequence: usize, max_tokens: Option<usize>) -> Result<Self> {
         let windows = data.held_out(sequence, max_tokens)?;
         Ok(Self {
+            documents: windows.iter().map(|w| w.document).collect(),
             windows: windows.into_iter().map(|w| (w.tokens, w.domain)).collect(),
             domains: data.domains().to_vec(),
             bytes_of_token: data.tokenizer().bytes_of_tokens().to_vec(),

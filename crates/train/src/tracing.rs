@@ -5,6 +5,7 @@ use crate::eval::EvalText;
 use senmon_insight::replay::Choice;
 use senmon_insight::{About, EMPTY, Recorder, Trace};
 use senmon_models::decoder::{Cache, Decoder, Pass};
+use senmon_moe::router;
 use std::collections::{BTreeMap, HashMap};
 
 /// Logits that exist at once, at most, about.
@@ -24,7 +25,12 @@ pub fn record(
     let domains: Vec<u16> = text.windows.iter().map(|(_, domain)| *domain).collect();
     let windows: Vec<&[u32]> = text.windows.iter().map(|(tokens, _)| tokens.as_slice()).collect();
     let about = About { domains: text.domains.clone(), ..about };
-    recorded(decoder, &windows, &domains, about, router_logits, None, cancelled)
+    let mut trace = recorded(decoder, &windows, &domains, about, router_logits, None, cancelled)?;
+    if let Some(trace) = trace.as_mut().filter(|_| !text.documents.is_empty()) {
+        let of = |sequence: &u32| text.documents.get(*sequence as usize).copied().unwrap_or(u32::MAX);
+        trace.documents = trace.sequence.iter().map(of).collect();
+    }
+    Ok(trace)
 }
 
 /// The texts of a trace run through the model again, with these experts in its layers: what another choice costs. Experts that are
@@ -62,7 +68,7 @@ pub fn losses(
             return Ok(None);
         }
         let width = windows[start].len();
-        let most = (TOKENS / width.max(1)).max(1);
+        let most = if mixes(decoder) { 1 } else { (TOKENS / width.max(1)).max(1) };
         let same = windows[start..].iter().take(most).take_while(|window| window.len() == width).count();
         let group = &windows[start..start + same];
         start += same;
@@ -73,6 +79,12 @@ pub fn losses(
         losses.extend_from_slice(&loss.per_token);
     }
     Ok(Some(losses))
+}
+
+/// Whether tokens of one pass have to do with each other's experts: then each text is run alone, as the others are none of its business.
+fn mixes(decoder: &Decoder) -> bool {
+    let noncausal = |kind: &str| router::kind(kind).is_ok_and(|kind| kind.noncausal.is_some());
+    decoder.moe_layers().any(|(_, moe)| noncausal(&moe.config().router.kind))
 }
 
 /// The texts of a trace, each with what follows its last token.
@@ -115,6 +127,7 @@ fn recorded(
     let vocab = decoder.spec().vocab;
     let mut recorder = Recorder::new(router_logits);
     let (mut first, mut row) = (0, 0);
+    let most = if mixes(decoder) { 1 } else { usize::MAX };
     while first < windows.len() {
         if cancelled() {
             return Ok(None);
@@ -123,7 +136,7 @@ fn recorded(
         let (mut group, mut tokens) = (0, 0);
         for window in &windows[first..] {
             let next = tokens + window.len().saturating_sub(1);
-            if group > 0 && (next > TOKENS || next * vocab > LOGITS) {
+            if group > 0 && (group == most || next > TOKENS || next * vocab > LOGITS) {
                 break;
             }
             (group, tokens) = (group + 1, next);

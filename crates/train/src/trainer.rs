@@ -272,9 +272,13 @@ impl Trainer {
 fn probe(text: &EvalText, tokens: usize) -> EvalText {
     let width = text.windows.first().map_or(1, |(window, _)| window.len().saturating_sub(1)).max(1);
     let wanted = tokens.div_ceil(width).clamp(1, text.windows.len().max(1));
-    let windows =
-        (0..wanted.min(text.windows.len())).map(|i| text.windows[i * text.windows.len() / wanted].clone());
-    EvalText { windows: windows.collect(), ..text.clone() }
+    let places = || (0..wanted.min(text.windows.len())).map(|i| i * text.windows.len() / wanted);
+    EvalText {
+        windows: places().map(|at| text.windows[at].clone()).collect(),
+        documents: places().filter_map(|at| text.documents.get(at).copied()).collect(),
+        domains: text.domains.clone(),
+        bytes_of_token: text.bytes_of_token.clone(),
+    }
 }
 
 /// Batches from a file, each once and in order: what `--batches` gives.

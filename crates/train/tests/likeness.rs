@@ -33,6 +33,7 @@ fn a_copy_is_found() {
         let decoder = Decoder::new(&spec, values, false).unwrap();
         let window = |i: u32| (0..=16).map(|t| (7 * i + 3 * t) % vocab as u32).collect();
         let text = EvalText {
+            documents: Vec::new(),
             windows: (0..5).map(|i| (window(i), 0)).collect(),
             domains: vec!["all".into()],
             bytes_of_token: vec![1; vocab],

@@ -76,6 +76,7 @@ fn trained(layers: usize, steps: u64, own: bool, expert: impl Fn(usize) -> usize
 fn traced(decoder: &Decoder, own: bool) -> Trace {
     let windows = (0..20).flat_map(|i| (0..DOMAINS).map(move |d| (window(d, i, own), d as u16)));
     let text = EvalText {
+        documents: Vec::new(),
         windows: windows.collect(),
         domains: (0..DOMAINS).map(|d| format!("domain{d}")).collect(),
         bytes_of_token: vec![1; VOCAB],

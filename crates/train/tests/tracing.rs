@@ -34,6 +34,7 @@ fn text() -> EvalText {
     let window =
         |i: u32, len: u32| ((0..len).map(|p| (p * p + 7 * i + p * i) % 50).collect(), (i % 2) as u16);
     EvalText {
+        documents: Vec::new(),
         windows: (0..9).map(|i| window(i, if i == 4 { 6 } else { 13 })).collect(),
         domains: vec!["a".into(), "b".into()],
         bytes_of_token: vec![2; 50],

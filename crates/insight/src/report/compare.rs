@@ -4,6 +4,7 @@ use super::{load, name, or_none};
 use crate::statistics::{Figure, LayerStatistics, Saturation, Statistics, saturation};
 use crate::trace::Trace;
 use senmon_page::{Bars, Block, Cell, Column, Format, Page, Section, Table, Text};
+use std::collections::BTreeSet;
 
 /// One of the two.
 #[derive(Clone, Copy)]
@@ -109,9 +110,12 @@ fn layers(a: Side, b: Side) -> Section {
             Column::number(a.name, format.clone()),
             Column::number(b.name, format.clone()),
         ];
-        let most = a.statistics.layers.len().max(b.statistics.layers.len());
-        let rows = (0..most).map(|place| {
-            let (x, y) = (a.statistics.layers.get(place), b.statistics.layers.get(place));
+        let all: BTreeSet<usize> =
+            a.statistics.layers.iter().chain(&b.statistics.layers).map(|layer| layer.layer).collect();
+        let rows = all.into_iter().map(|number| {
+            let of_number = |layer: &&LayerStatistics| layer.layer == number;
+            let x = a.statistics.layers.iter().find(of_number);
+            let y = b.statistics.layers.iter().find(of_number);
             let value = |side: Option<&LayerStatistics>| side.map_or(f64::NAN, |side| of(side)[i]);
             vec![
                 Cell::from(x.or(y).map_or_else(String::new, name)),

@@ -1,8 +1,8 @@
 //! Domains and experts; experts and experts.
 
-use super::{Report, by_layer, name, numbers, or_none, spread};
+use super::{Report, around, by_layer, name, numbers, or_none, spread};
 use crate::statistics::LayerStatistics;
-use senmon_page::{Bars, Block, Cell, Column, Format, Heat, Scale, Section, Table};
+use senmon_page::{Bars, Block, Cell, Column, Format, Heat, Section, Table};
 
 /// Domains that are shown, at most: the largest.
 const DOMAINS: usize = 24;
@@ -36,7 +36,7 @@ pub(super) fn section(report: &Report) -> Section {
 }
 
 /// The largest domains, in their order.
-fn largest(layer: Option<&LayerStatistics>) -> Vec<usize> {
+pub(super) fn largest(layer: Option<&LayerStatistics>) -> Vec<usize> {
     let tokens = layer.map_or(&[][..], |layer| &layer.domains.tokens);
     let mut order: Vec<usize> = (0..tokens.len()).filter(|d| tokens[*d] > 0).collect();
     order.sort_by_key(|d| std::cmp::Reverse(tokens[*d]));
@@ -53,14 +53,12 @@ fn heat(domains: &[String], layer: &LayerStatistics, order: &[usize]) -> Heat {
         .flat_map(|d| (0..layer.experts).map(move |e| (*d, e)))
         .map(|(d, e)| value(d, e))
         .collect();
-    let chance = layer.domains.even.unwrap_or(0.0);
-    let greatest = values.iter().copied().filter(|v| v.is_finite()).fold(2.0 * chance, f64::max);
     let names = order.iter().map(|d| domains.get(*d).cloned().unwrap_or_else(|| d.to_string()));
     Heat::new(format!("Domains at the experts of layer {}", name(layer)), names, numbers(layer.experts))
         .note("The share of a domain's tokens that have an expert. The middle of the colours is k/E, chance.")
         .axes("domain", "expert", "share of the domain's tokens")
+        .scale(around(layer.domains.even, &values))
         .values(values)
-        .scale(Scale::diverging(0.0, chance, greatest))
         .format(Format::percent(1))
 }
 
@@ -73,26 +71,30 @@ pub(super) fn together(report: &Report) -> Section {
     if let Some(selector) = pairs {
         section = section.block(selector);
     }
+    if let Some(selector) = by_layer(spread(&s.layers), |layer| frequent_pairs(layer).into_iter().collect()) {
+        section = section.block(selector);
+    }
     if !s.transitions.is_empty() {
         let columns = [
             Column::text("layers"),
-            Column::number("guessed from the layer before", Format::percent(1)),
+            Column::number("guessed, on other texts", Format::percent(1)),
             Column::number("by load", Format::percent(1)),
-            Column::number("information, normalised", Format::fixed(3)),
+            Column::number("information, nats", Format::fixed(3)),
             Column::number("by chance", Format::fixed(3)),
         ];
         let rows = s.transitions.iter().map(|t| {
             vec![
                 Cell::from(format!("{} to {}", t.layers.0, t.layers.1)),
-                Cell::from(or_none(t.guess.value)),
-                Cell::from(or_none(t.guess.by_load)),
-                Cell::from(or_none(t.information.normalized)),
-                Cell::from(or_none(t.information.shuffled_normalized)),
+                Cell::from(or_none(t.guess_elsewhere.value)),
+                Cell::from(or_none(t.guess_elsewhere.by_load)),
+                Cell::from(t.information.nats),
+                Cell::from(t.information.expected),
             ]
         });
         section = section.block(
             Table::new("From layer to layer", columns)
-                .note("How well the first expert of a token tells its first expert in the next layer: what reading experts ahead could reach.")
+                .note("How well the first expert of a token tells its first expert in the next layer: what reading experts ahead could reach. The likeliest \
+                       followers are counted on one half of the documents, and tried on the other.")
                 .rows(rows),
         );
     }
@@ -122,6 +124,78 @@ pub(super) fn together(report: &Report) -> Section {
     section.block(Table::new("The most frequent paths of first experts", columns).rows(paths))
 }
 
+/// The pairs that are together most beyond what their loads give.
+fn frequent_pairs(layer: &LayerStatistics) -> Option<Block> {
+    let pairs = &layer.coactivation.pairs;
+    if pairs.is_empty() {
+        return None;
+    }
+    let columns = [
+        Column::text("experts"),
+        Column::number("tokens with both", Format::integer()),
+        Column::number("by load", Format::fixed(1)),
+        Column::number("lift", Format::times(2)),
+    ];
+    let rows = pairs.iter().map(|pair| {
+        let (a, b) = pair.experts;
+        vec![
+            Cell::from(format!("{a} and {b}")),
+            Cell::from(or_none(pair.tokens.value)),
+            Cell::from(or_none(pair.tokens.by_load)),
+            Cell::from(or_none(pair.lift)),
+        ]
+    });
+    let title = format!("Pairs of layer {} that go together most", name(layer));
+    Some(Table::new(title, columns).rows(rows).into())
+}
+
+/// Ids, places and neighbours: what else routing goes by, layer by layer.
+pub(super) fn tokens(report: &Report) -> Section {
+    let s = report.statistics;
+    let percent = |name: &str| Column::number(name, Format::percent(1));
+    let columns = [
+        Column::text("layer"),
+        percent("favourite of the token"),
+        percent("by chance"),
+        percent("of the next token"),
+        percent("by chance"),
+        percent("of the predicted one"),
+        percent("by chance"),
+        Column::number("place tells, nats", Format::fixed(3)),
+        Column::number("by chance", Format::fixed(3)),
+        percent("first expert as before"),
+        percent("by load"),
+        percent("an expert as before"),
+        percent("by load"),
+    ];
+    let rows = s.layers.iter().map(|layer| {
+        let v = &layer.vocabulary;
+        let mut row = vec![Cell::from(name(layer))];
+        for ids in [&v.input, &v.target, &v.predicted] {
+            row.push(Cell::from(or_none(ids.favourite.value)));
+            row.push(Cell::from(or_none(ids.favourite.chance)));
+        }
+        let place = &layer.positions.experts.information;
+        row.push(Cell::from(place.nats));
+        row.push(Cell::from(place.expected));
+        for rate in [&layer.repeats.all.first_rate, &layer.repeats.all.common_rate] {
+            row.push(Cell::from(or_none(rate.value)));
+            row.push(Cell::from(or_none(rate.by_load)));
+        }
+        row
+    });
+    Section::new("tokens", "Tokens and places")
+        .intro("Whether routing goes by the id of a token, by its place, or by what the token before had.")
+        .block(
+            Table::new("What routing goes by", columns)
+                .note(
+                    "Favourite: the share of an id's occurrences that have its favourite expert, the mean over ids; by chance after ids were shuffled. \
+                     Place: what an expert tells of the place in the text. As before: the same expert as the token before.",
+                )
+                .rows(rows),
+        )
+}
+
 fn coactivation(layer: &LayerStatistics) -> Option<Block> {
     let shares = layer.coactivation.shares.as_ref()?;
     if layer.top_k < 2 {
@@ -131,8 +205,6 @@ fn coactivation(layer: &LayerStatistics) -> Option<Block> {
         row.iter().enumerate().map(move |(j, s)| if i == j { f64::NAN } else { or_none(*s) })
     });
     let values: Vec<f64> = values.collect();
-    let even = layer.coactivation.even.unwrap_or(0.0);
-    let greatest = values.iter().copied().filter(|v| v.is_finite()).fold(2.0 * even, f64::max);
     let heat = Heat::new(
         format!("Experts of layer {} that share tokens", name(layer)),
         numbers(layer.experts),
@@ -140,8 +212,8 @@ fn coactivation(layer: &LayerStatistics) -> Option<Block> {
     )
     .note("Of the tokens of the expert in the row, the share that has the one in the column too. The middle of the colours is (K - 1)/(E - 1), chance.")
     .axes("expert", "with expert", "share of its tokens")
+    .scale(around(layer.coactivation.even, &values))
     .values(values)
-    .scale(Scale::diverging(0.0, even, greatest))
     .format(Format::percent(1));
     Some(heat.into())
 }

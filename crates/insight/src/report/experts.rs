@@ -2,13 +2,13 @@
 
 use super::{Report, by_layer, numbers, or_none};
 use crate::words::{Checked, LabelKind, Standing};
-use senmon_page::{Bars, Block, Cell, Column, Details, Format, Section, Table};
+use senmon_page::{Bars, Block, Cell, Column, Details, Format, Heat, Reference, Scale, Section, Table};
 
 pub(super) fn section(report: &Report) -> Section {
     let mut section = Section::new("experts", "Experts in words").intro(
         "What the tokens of each expert have in common, and whether that is what the expert is for: switched off, its weight given to the \
-         others, the model must lose on just those tokens, more than elsewhere and more than without another expert. Else the label is \
-         unclear.",
+         token's other experts where it has some, the model must lose on just those tokens, more than elsewhere and more than without another \
+         expert. Else the label is unclear.",
     );
     section = section.block(table(report));
     if let Some(selector) = by_layer(report.statistics.layers.iter(), |layer| ablations(report, layer.layer))
@@ -62,7 +62,7 @@ fn table(report: &Report) -> Table {
                 }),
                 Cell::from(match checked.map(Checked::standing) {
                     Some(Standing::Matters) => "loses",
-                    Some(Standing::Redundant) => "the same",
+                    Some(Standing::Redundant) => "about the same",
                     Some(Standing::Harms) => "gains",
                     _ => "not known",
                 }),
@@ -89,13 +89,14 @@ fn ablations(report: &Report, layer: usize) -> Vec<Block> {
         .map(|checked| {
             let all = checked.ablation.all;
             let mean = or_none(all.map(|all| all.mean));
-            (mean, all.and_then(|all| all.standard_error).map_or(0.0, |error| 2.0 * error))
+            // An error that is not known is not drawn.
+            (mean, 2.0 * or_none(all.and_then(|all| all.standard_error)))
         })
         .collect();
-    vec![
+    let mut blocks: Vec<Block> = vec![
         Bars::new(format!("What the model loses without an expert of layer {layer}"), numbers(experts.len()))
             .note(
-                "The change of the loss over all tokens, with two standard errors (over texts) to each side.",
+                "The change of the loss over all tokens, with two standard errors (over documents) to each side.",
             )
             .axes("expert", "nats per token")
             .series("loss", all.iter().map(|(mean, _)| *mean))
@@ -106,7 +107,31 @@ fn ablations(report: &Report, layer: usize) -> Vec<Block> {
             .format(Format::fixed(4).signed())
             .vertical()
             .into(),
-    ]
+    ];
+    blocks.extend(by_domain(report, layer, experts));
+    blocks
+}
+
+/// What each domain loses without each expert.
+fn by_domain(report: &Report, layer: usize, experts: &[Checked]) -> Option<Block> {
+    let tokens = report.statistics.layers.first()?.domains.tokens.iter();
+    let largest = super::domains::largest(report.statistics.layers.first());
+    if tokens.filter(|n| **n > 0).count() < 2 {
+        return None;
+    }
+    let value =
+        |expert: &Checked, d: usize| or_none(expert.ablation.domains.get(d).and_then(|x| x.map(|x| x.mean)));
+    let values: Vec<f64> =
+        largest.iter().flat_map(|d| experts.iter().map(move |expert| value(expert, *d))).collect();
+    let most = values.iter().copied().filter(|v| v.is_finite()).fold(1e-6, |most: f64, v| most.max(v.abs()));
+    let names = largest.iter().map(|d| report.statistics.domains.get(*d).cloned().unwrap_or_default());
+    let heat = Heat::new(format!("What domains lose without an expert of layer {layer}"), names, numbers(experts.len()))
+        .note("The change of a domain's loss when an expert is switched off, in nats per token. The middle of the colours is no change.")
+        .axes("domain", "without expert", "change of the loss")
+        .values(values)
+        .scale(Scale::Diverging { low: -most, centre: Reference::new("no change", 0.0), high: most })
+        .format(Format::fixed(3).signed());
+    Some(heat.into())
 }
 
 fn contexts(report: &Report) -> Table {

@@ -1,8 +1,8 @@
 //! Load: which experts have how much, how that came about, and how sure routers are.
 
-use super::{Report, Training, name, numbers, or_none};
+use super::{Report, Training, around, name, numbers, or_none};
 use crate::statistics::LayerStatistics;
-use senmon_page::{Axis, Block, Cell, Column, Format, Heat, Line, Lines, Reference, Scale, Section, Table};
+use senmon_page::{Axis, Block, Cell, Column, Format, Heat, Line, Lines, Reference, Section, Table};
 
 /// Layers of which curves are drawn, at most.
 const CURVES: usize = 8;
@@ -34,13 +34,13 @@ pub(super) fn heat(layers: &[LayerStatistics]) -> Heat {
         let shares = layer.load.shares.iter().map(|share| or_none(*share));
         shares.chain(std::iter::repeat(f64::NAN)).take(most)
     });
+    let values: Vec<f64> = values.collect();
     let chance = layers.iter().map(|layer| 1.0 / layer.experts.max(1) as f64).fold(0.0, f64::max);
-    let greatest = layers.iter().flat_map(|layer| &layer.load.shares).filter_map(|s| *s).fold(0.0, f64::max);
     Heat::new("Load of every expert", layers.iter().map(name), numbers(most))
         .note("The share of a layer's choices that went to an expert. The middle of the colours is an even share.")
         .axes("layer", "expert", "share of choices")
+        .scale(around(Some(chance), &values))
         .values(values)
-        .scale(Scale::diverging(0.0, chance, greatest.max(2.0 * chance)))
         .format(Format::percent(1))
 }
 
@@ -91,13 +91,16 @@ fn table(report: &Report) -> Table {
         Column::number("load CV", two()),
         Column::number("by chance", two()),
         Column::number("max / mean", two()),
-        Column::number("entropy", two()),
+        Column::number("by chance", two()),
+        Column::number("entropy", Format::fixed(3)),
+        Column::number("by chance", Format::fixed(3)),
         Column::number("dead", Format::integer()),
+        Column::number("by chance", Format::fixed(1)),
         Column::number("dropped", Format::integer()),
         Column::number("greatest p", two()),
+        Column::number("undecided", two()),
         Column::number("margin", two()),
-        Column::number("same expert as last", Format::percent(1)),
-        Column::number("by load", Format::percent(1)),
+        Column::number("undecided", two()),
     ];
     let rows = report.statistics.layers.iter().map(|layer| {
         vec![
@@ -107,13 +110,16 @@ fn table(report: &Report) -> Table {
             Cell::from(or_none(layer.load.cv.value)),
             Cell::from(or_none(layer.load.cv.chance)),
             Cell::from(or_none(layer.load.max_over_mean.value)),
+            Cell::from(or_none(layer.load.max_over_mean.chance)),
             Cell::from(or_none(layer.load.entropy.value)),
+            Cell::from(or_none(layer.load.entropy.chance)),
             Cell::from(layer.load.dead.len()),
+            Cell::from(or_none(layer.load.dead_count.chance)),
             Cell::from(layer.load.dropped as f64),
             Cell::from(or_none(layer.confidence.mean_probability.value)),
+            Cell::from(or_none(layer.confidence.mean_probability.chance)),
             Cell::from(or_none(layer.confidence.mean_margin.value)),
-            Cell::from(or_none(layer.repeats.all.first_rate.value)),
-            Cell::from(or_none(layer.repeats.all.first_rate.by_load)),
+            Cell::from(or_none(layer.confidence.mean_margin.chance)),
         ]
     });
     Table::new("Every layer", columns).rows(rows)

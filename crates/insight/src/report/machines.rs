@@ -22,9 +22,11 @@ pub(super) fn section(report: &Report) -> Section {
         Column::text("layer"),
         Column::number("ranks", Format::integer()),
         Column::number("sent per token, in order", Format::fixed(3)),
+        Column::number("by chance", Format::fixed(3)),
         Column::number("suggested", Format::fixed(3)),
         Column::number("on new text", Format::fixed(3)),
         Column::number("imbalance, in order", Format::fixed(3)),
+        Column::number("by chance", Format::fixed(3)),
         Column::number("suggested", Format::fixed(3)),
         Column::number("on new text", Format::fixed(3)),
     ];
@@ -64,7 +66,9 @@ fn batches(layer: &LayerStatistics) -> Lines {
         Axis::new("texts decoded at once").format(Format::integer()).log(),
         Axis::new("different experts").format(Format::fixed(1)),
     )
+    .note("Texts that follow each other here are often of one kind, and share experts more than texts of a server would: its batches touch up to what loads give.")
     .line(Line::new("measured", sizes(), of(|f| f.value)).points())
+    .line(Line::new("by load", sizes(), of(|f| f.by_load)).points())
     .line(Line::new("by chance", sizes(), of(|f| f.chance)).points())
 }
 
@@ -75,9 +79,11 @@ fn placements(layer: &LayerStatistics) -> Vec<Vec<Cell>> {
             Cell::from(name(layer)),
             Cell::from(suggestion.ranks),
             Cell::from(or_none(suggestion.contiguous.sent_per_token.value)),
+            Cell::from(or_none(suggestion.contiguous.sent_per_token.chance)),
             Cell::from(or_none(suggestion.suggested.sent_per_token.value)),
             Cell::from(or_none(held.and_then(|h| h.suggested.sent_per_token.value))),
             Cell::from(or_none(suggestion.contiguous.imbalance.value)),
+            Cell::from(or_none(suggestion.contiguous.imbalance.by_load)),
             Cell::from(or_none(suggestion.suggested.imbalance.value)),
             Cell::from(or_none(held.and_then(|h| h.suggested.imbalance.value))),
         ]

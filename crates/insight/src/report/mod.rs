@@ -16,7 +16,8 @@ use crate::statistics::{Alike, LayerStatistics, Saturation, Statistics};
 use crate::trace::Trace;
 use crate::words::{Checked, ExpertWords, Label, LabelKind, LayerWords};
 pub use senmon_page::Page;
-use senmon_page::{Block, Rich, Selector};
+use senmon_page::{Block, Rich, Scale, Selector};
+use std::collections::BTreeSet;
 
 /// Layers of which matrices of experts by experts are shown, at most, spread over the model.
 const MATRICES: usize = 8;
@@ -60,7 +61,7 @@ impl Report<'_> {
             .subtitle("Which tokens the router sends to which expert, what the experts are for, and whether that is so.")
             .fact("Router", s.router.clone())
             .fact("Layers with experts", s.layers.len().to_string())
-            .fact("Text", format!("{} tokens in {} texts of {} domains", s.tokens, s.texts, s.domains.len()))
+            .fact("Text", self.text())
             .fact("Model", s.model.chars().take(16).collect::<String>())
             .section(overview::section(self))
             .section(load::section(self))
@@ -70,14 +71,28 @@ impl Report<'_> {
         if let Some(alike) = alike::section(self) {
             page = page.section(alike);
         }
-        page.section(text::section(self)).section(machines::section(self)).footer(
-            Rich::new()
-                .text("Written by ")
-                .code("senmon inspect --report")
-                .text("; what each figure is, with formula and source, is in ")
-                .code("docs/insight.md")
-                .text("."),
-        )
+        page.section(domains::tokens(self))
+            .section(text::section(self))
+            .section(machines::section(self))
+            .footer(
+                Rich::new()
+                    .text("Written by ")
+                    .code("senmon inspect --report")
+                    .text("; what each figure is, with formula and source, is in ")
+                    .code("docs/insight.md")
+                    .text("."),
+            )
+    }
+
+    /// What was looked at.
+    fn text(&self) -> String {
+        let s = self.statistics;
+        let documents: BTreeSet<u32> = (0..self.trace.len()).map(|row| self.trace.document(row)).collect();
+        let texts = match self.trace.documents.is_empty() {
+            true => format!("{} texts", s.texts),
+            false => format!("{} windows from {} documents", s.texts, documents.len()),
+        };
+        format!("{} tokens in {texts} of {} domains", s.tokens, s.domains.len())
     }
 
     /// Every expert with its words and its check.
@@ -119,6 +134,15 @@ fn name(layer: &LayerStatistics) -> String {
 /// A number that may not be there.
 fn or_none(value: Option<f64>) -> f64 {
     value.unwrap_or(f64::NAN)
+}
+
+/// Colours around the level of chance, up to the greatest value; from 0 alone where chance gives nothing.
+fn around(chance: Option<f64>, values: &[f64]) -> Scale {
+    let greatest = values.iter().copied().filter(|v| v.is_finite()).fold(0.0, f64::max);
+    match chance {
+        Some(chance) if chance > 0.0 => Scale::diverging(0.0, chance, greatest.max(2.0 * chance)),
+        _ => Scale::Sequential { low: 0.0, high: greatest.max(f64::MIN_POSITIVE) },
+    }
 }
 
 /// Numbers as names.

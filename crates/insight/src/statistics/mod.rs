@@ -163,6 +163,14 @@ pub struct LayerStatistics {
     pub placement: Vec<Suggestion>,
 }
 
+/// Suggested placements of each layer's experts, by number, over each of [`Options::ranks`].
+pub fn placements(trace: &Trace, options: &Options) -> Result<Vec<(usize, Vec<Suggestion>)>> {
+    options.validate()?;
+    let texts = view::texts(trace);
+    let of = |layer: &Layer| Ok((layer.number, placement::of(layer, &texts, trace.len(), options)?));
+    view::layers(trace)?.par_iter().map(of).collect()
+}
+
 /// The statistics of a trace.
 pub fn of(trace: &Trace, options: &Options) -> Result<Statistics> {
     options.validate()?;
@@ -191,7 +199,7 @@ pub fn of(trace: &Trace, options: &Options) -> Result<Statistics> {
     let each: Result<Vec<LayerStatistics>> = layers.par_iter().map(one).collect();
     let transitions: Vec<Transition> = layers
         .par_windows(2)
-        .map(|pair| paths::transition(&pair[0], &pair[1], options))
+        .map(|pair| paths::transition(trace, &pair[0], &pair[1], options))
         .filter(|transition| transition.tokens > 0)
         .collect();
     let all: Vec<&Layer> = layers.iter().collect();

@@ -3,6 +3,7 @@
 use super::Options;
 use super::numbers::{Figure, Information, ratio, share};
 use super::view::Layer;
+use crate::trace::Trace;
 use serde::{Deserialize, Serialize};
 
 /// The first choices of tokens in one layer against those in the next.
@@ -23,6 +24,9 @@ pub struct Transition {
     /// How often the likeliest expert here, given that there, is the one: what reading experts ahead could reach, on the same
     /// tokens. By chance: 1/E'. By load: the greatest share here.
     pub guess: Figure,
+    /// The same where the likeliest expert is found in one half of the documents, and tried on the other: what reading ahead would reach on
+    /// new text. By load: the greatest share there.
+    pub guess_elsewhere: Figure,
 }
 
 /// The frequent paths through some layers.
@@ -51,14 +55,16 @@ pub struct Path {
 }
 
 /// The transition from one layer to another.
-pub(crate) fn transition(from: &Layer, to: &Layer, options: &Options) -> Transition {
+pub(crate) fn transition(trace: &Trace, from: &Layer, to: &Layer, options: &Options) -> Transition {
     let (rows, columns) = (from.experts, to.experts);
-    let mut table = vec![0u64; rows * columns];
+    // Those of documents of even and of odd numbers.
+    let mut halves = [vec![0u64; rows * columns], vec![0u64; rows * columns]];
     for row in &from.seen {
         if let (Some(a), Some(b)) = (from.sets.first(*row), to.sets.first(*row)) {
-            table[a * columns + b] += 1;
+            halves[trace.document(*row) as usize % 2][a * columns + b] += 1;
         }
     }
+    let table: Vec<u64> = halves[0].iter().zip(&halves[1]).map(|(a, b)| a + b).collect();
     let tokens: u64 = table.iter().sum();
     let mut here = vec![0u64; columns];
     table.chunks(columns.max(1)).for_each(|row| here.iter_mut().zip(row).for_each(|(sum, n)| *sum += n));
@@ -80,7 +86,34 @@ pub(crate) fn transition(from: &Layer, to: &Layer, options: &Options) -> Transit
             (tokens > 0).then(|| 1.0 / columns as f64),
             share(here.iter().copied().max().unwrap_or(0), tokens),
         ),
+        guess_elsewhere: elsewhere(&halves[0], &halves[1], columns),
     }
+}
+
+/// How often the likeliest of a row of one table \[E, E'\] is right in another.
+fn elsewhere(made: &[u64], tried: &[u64], columns: usize) -> Figure {
+    let likeliest = |row: &[u64]| {
+        let most = row.iter().enumerate().max_by_key(|(at, n)| (**n, std::cmp::Reverse(*at)));
+        most.map_or(0, |(at, _)| at)
+    };
+    let sums = |table: &[u64]| {
+        let mut sums = vec![0u64; columns];
+        table.chunks(columns.max(1)).for_each(|row| sums.iter_mut().zip(row).for_each(|(sum, n)| *sum += n));
+        sums
+    };
+    let (made_of, tried_of) = (sums(made), sums(tried));
+    let (known, tokens): (u64, u64) = (made_of.iter().sum(), tried_of.iter().sum());
+    if known == 0 || tokens == 0 {
+        return Figure::default();
+    }
+    // Where an expert was not seen, the guess is the expert that is busiest.
+    let busiest = likeliest(&made_of);
+    let rows = made.chunks(columns).zip(tried.chunks(columns));
+    let right = rows.map(|(made, tried)| match made.iter().any(|n| *n > 0) {
+        true => tried[likeliest(made)],
+        false => tried[busiest],
+    });
+    Figure::new(share(right.sum(), tokens), Some(1.0 / columns as f64), share(tried_of[busiest], tokens))
 }
 
 /// The frequent paths through these layers.
@@ -116,5 +149,22 @@ pub(crate) fn through(layers: &[&Layer], options: &Options) -> Paths {
         tokens,
         distinct,
         frequent: found.into_iter().map(path).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guess_is_tried_on_other_text() {
+        // After 0 comes 1, after 1 comes 0; in the other half after 1 comes 1 half of the time, and 2 was not seen before.
+        let made = [0, 4, 0, 3, 1, 0, 0, 0, 0];
+        let tried = [1, 3, 0, 2, 2, 0, 1, 1, 0];
+        let found = elsewhere(&made, &tried, 3);
+        // 3 and 2 right, and of the unseen expert's followers those of the busiest, 1.
+        assert_eq!(found.value, Some(6.0 / 10.0));
+        assert_eq!(found.by_load, Some(6.0 / 10.0));
+        assert_eq!(elsewhere(&made, &[0; 9], 3), Figure::default());
     }
 }

@@ -60,13 +60,11 @@ fn table(layer: &Layer, classes: usize, class: impl Fn(usize) -> usize) -> Vec<u
     table
 }
 
-/// Rows that keep their domain together when domains are shuffled: those of one domain that follow each other in a text.
+/// Rows that keep their domain together when domains are shuffled: those of one domain that follow each other in a document.
 pub(crate) fn blocks(trace: &Trace, texts: &[Vec<usize>]) -> Vec<Vec<usize>> {
-    texts
-        .iter()
-        .flat_map(|rows| rows.chunk_by(|a, b| trace.domains[*a] == trace.domains[*b]))
-        .map(<[usize]>::to_vec)
-        .collect()
+    let rows: Vec<usize> = texts.iter().flatten().copied().collect();
+    let kind = |row: usize| (trace.document(row), trace.domains[row]);
+    rows.chunk_by(|a, b| kind(*a) == kind(*b)).map(<[usize]>::to_vec).collect()
 }
 
 /// Domains against the experts of a layer. `blocks` are whole texts, or parts of one domain ([`blocks`]).

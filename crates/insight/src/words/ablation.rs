@@ -1,7 +1,7 @@
 //! Ablations: what switching an expert off does to the loss, and whether that bears out a label.
 //!
 //! The model runs elsewhere, twice over the same tokens: as it is, and with the expert taken out. Here the differences are
-//! summed up. Tokens of one text go well or badly together, so a standard error goes by texts, not by tokens.
+//! summed up. Tokens of one document go well or badly together, so a standard error goes by documents, not by tokens.
 
 use super::label::{Label, LabelKind};
 use crate::error::{InsightError, Result};
@@ -14,30 +14,45 @@ use std::collections::BTreeMap;
 pub const LEVEL: f64 = 0.01;
 
 /// Texts that a mean must be over to be compared.
-const FEWEST_TEXTS: u64 = 3;
+pub(super) const FEWEST_TEXTS: u64 = 3;
 
 /// What some tokens lose: the mean of (loss with the expert off) - (loss without the ablation), in nats per token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Delta {
     /// The mean over tokens.
     pub mean: f64,
-    /// Its standard error, from the differences between texts. None for one text.
+    /// Its standard error, from the differences between documents. None for one document.
     pub standard_error: Option<f64>,
     /// Tokens.
     pub count: u64,
-    /// Texts that they are from.
+    /// Documents that they are from.
     pub texts: u64,
 }
 
 impl Delta {
-    /// That of tokens given by their text and their difference. None of no tokens.
+    /// That of tokens given by their document and their difference. None of no tokens.
     pub fn of(deltas: impl Iterator<Item = (u32, f64)>) -> Option<Self> {
-        let mut texts: BTreeMap<u32, (f64, u64)> = BTreeMap::new();
-        for (text, delta) in deltas.filter(|(_, delta)| delta.is_finite()) {
-            let (sum, count) = texts.entry(text).or_default();
+        let mut sums = Sums::default();
+        deltas.for_each(|(text, delta)| sums.add(text, delta));
+        sums.delta()
+    }
+}
+
+/// Sums of differences, and how many they are of, by document.
+#[derive(Clone, Default)]
+struct Sums(BTreeMap<u32, (f64, u64)>);
+
+impl Sums {
+    fn add(&mut self, text: u32, delta: f64) {
+        if delta.is_finite() {
+            let (sum, count) = self.0.entry(text).or_default();
             *sum += delta;
             *count += 1;
         }
+    }
+
+    fn delta(&self) -> Option<Delta> {
+        let texts = &self.0;
         let count: u64 = texts.values().map(|(_, count)| count).sum();
         let n = count as f64;
         let mean = ratio(texts.values().map(|(sum, _)| sum).sum(), n)?;
@@ -46,7 +61,7 @@ impl Delta {
         let square: f64 = texts.values().map(|(sum, count)| (sum - mean * *count as f64).powi(2)).sum();
         let error = (groups / (groups - 1.0) * square).sqrt() / n;
         let standard_error = (texts.len() > 1 && error.is_finite()).then_some(error);
-        Some(Self { mean, standard_error, count, texts: texts.len() as u64 })
+        Some(Delta { mean, standard_error, count, texts: texts.len() as u64 })
     }
 }
 
@@ -79,19 +94,22 @@ impl Ablation {
                 off.len()
             )));
         }
-        let delta = |rows: &dyn Fn(usize) -> bool| {
-            let some = (0..n).filter(|row| rows(*row));
-            Delta::of(some.map(|row| (trace.sequence[row], f64::from(off[row]) - f64::from(trace.loss[row]))))
-        };
-        let covered: Vec<bool> = (0..n).map(|row| label.covers(trace, row)).collect();
-        let domain = |d: usize| delta(&|row| usize::from(trace.domains[row]) == d);
+        let covers = label.covering(trace);
+        let mut domains = vec![Sums::default(); trace.about.domains.len()];
+        let [mut all, mut labelled, mut others] = [const { Sums(BTreeMap::new()) }; 3];
+        for row in 0..n {
+            let (text, delta) = (trace.document(row), f64::from(off[row]) - f64::from(trace.loss[row]));
+            all.add(text, delta);
+            domains[usize::from(trace.domains[row])].add(text, delta);
+            if covers(row) { labelled.add(text, delta) } else { others.add(text, delta) }
+        }
         Ok(Self {
             layer,
             expert,
-            all: delta(&|_| true),
-            domains: (0..trace.about.domains.len()).map(domain).collect(),
-            labelled: delta(&|row| covered[row]),
-            others: delta(&|row| !covered[row]),
+            all: all.delta(),
+            domains: domains.iter().map(Sums::delta).collect(),
+            labelled: labelled.delta(),
+            others: others.delta(),
         })
     }
 }
@@ -149,8 +167,8 @@ impl Compared {
     }
 }
 
-/// Whether an ablation bears out a label: only if the tokens that the label is true of lose significantly, more than all others, and both
-/// more than with a control, another expert of the same layer drawn at random, switched off.
+/// Whether an ablation bears out a label: only if the tokens that the label is true of lose, significantly more than all others, and both
+/// significantly more than with a control, another expert of the same layer drawn at random, switched off.
 pub fn confirm(label: &Label, ablation: &Ablation, control: &Ablation) -> Confirmation {
     let same_place = ablation.layer == control.layer && ablation.expert != control.expert;
     if label.kind == LabelKind::None || !same_place {
@@ -169,7 +187,7 @@ pub fn confirm(label: &Label, ablation: &Ablation, control: &Ablation) -> Confir
 }
 
 /// The quantile of Student's t at [`LEVEL`] on one side, for `freedom` degrees.
-fn student(freedom: u64) -> f64 {
+pub(super) fn student(freedom: u64) -> f64 {
     // Beyond, the two distributions differ by less than 1 % of the quantile.
     const NORMAL: u64 = 200;
     if freedom > NORMAL {

@@ -1,6 +1,6 @@
 //! Labels after their check.
 
-use super::ablation::{Ablation, Confirmation, Verdict};
+use super::ablation::{Ablation, Confirmation, FEWEST_TEXTS, Verdict, student};
 use super::{ExpertWords, LabelKind};
 use serde::{Deserialize, Serialize};
 
@@ -15,13 +15,16 @@ pub struct Checked {
     pub confirmation: Confirmation,
 }
 
+/// A rise of the loss, in nats per token, that nobody would mind.
+pub const MARGIN: f64 = 0.01;
+
 /// What an expert is to the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {
     /// Without it the loss rises, beyond what chance would do.
     Matters,
-    /// Without it the loss does not rise, as far as this text can tell.
+    /// Without it the loss rises by less than [`MARGIN`], beyond what chance would hide.
     Redundant,
     /// Without it the loss falls, beyond what chance would do.
     Harms,
@@ -30,14 +33,19 @@ pub enum Standing {
 }
 
 impl Checked {
-    /// What the expert is to the model, by the change of the loss over all tokens against twice its standard error.
+    /// What the expert is to the model, by the change of the loss over all tokens: at 1 % on one side, over documents as units, of which there
+    /// must be three.
     pub fn standing(&self) -> Standing {
-        let Some(all) = self.ablation.all else { return Standing::Unknown };
+        let Some(all) = self.ablation.all.filter(|all| all.texts >= FEWEST_TEXTS) else {
+            return Standing::Unknown;
+        };
         let Some(error) = all.standard_error else { return Standing::Unknown };
+        let reach = student(all.texts - 1) * error;
         match all.mean {
-            mean if mean > 2.0 * error => Standing::Matters,
-            mean if mean < -2.0 * error => Standing::Harms,
-            _ => Standing::Redundant,
+            mean if mean > reach => Standing::Matters,
+            mean if mean < -reach => Standing::Harms,
+            mean if mean + reach < MARGIN => Standing::Redundant,
+            _ => Standing::Unknown,
         }
     }
 
@@ -85,13 +93,19 @@ mod tests {
 
     #[test]
     fn what_an_expert_is_to_the_model_goes_by_the_error() {
-        let of = |mean: f64, standard_error: Option<f64>| {
-            let all = Some(Delta { mean, standard_error, count: 10, texts: 5 });
+        let of_texts = |mean: f64, standard_error: Option<f64>, texts: u64| {
+            let all = Some(Delta { mean, standard_error, count: 10, texts });
             Checked { ablation: Ablation { all, ..Ablation::default() }, ..Checked::default() }.standing()
         };
+        // t at 1 % with four degrees of freedom is 3.75.
+        let of = |mean, error| of_texts(mean, error, 5);
         assert_eq!(of(0.5, Some(0.1)), Standing::Matters);
         assert_eq!(of(-0.5, Some(0.1)), Standing::Harms);
-        assert_eq!(of(0.1, Some(0.1)), Standing::Redundant);
+        // Too uncertain to be called redundant, and certain enough.
+        assert_eq!(of(0.1, Some(0.1)), Standing::Unknown);
+        assert_eq!(of(0.3, Some(0.1)), Standing::Unknown);
+        assert_eq!(of(0.002, Some(0.001)), Standing::Redundant);
+        assert_eq!(of_texts(0.5, Some(0.001), 2), Standing::Unknown);
         assert_eq!(of(0.5, None), Standing::Unknown);
         assert_eq!(Checked::default().standing(), Standing::Unknown);
     }

@@ -6,7 +6,7 @@ use crate::statistics::specialization::{stretch_end, stretch_start};
 use crate::statistics::view::Layer;
 use crate::trace::Trace;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// What a label is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -46,7 +46,7 @@ pub struct Label {
     pub lift: Option<f64>,
     /// The expert's tokens that it is true of.
     pub evidence: u64,
-    /// The texts that those are from: one alone may be its own topic.
+    /// The documents that those are from: one alone may be its own topic.
     pub texts: u64,
     /// The likelihood ratio G² of the two by two table of tokens by label and by expert, twice the mutual information times the
     /// number of tokens (Dunning 1993).
@@ -57,20 +57,23 @@ pub struct Label {
 }
 
 impl Label {
-    /// Whether the label is true of a token of a trace.
-    pub fn covers(&self, trace: &Trace, row: usize) -> bool {
-        let holds = |column: &[u32]| column.get(row).is_some_and(|id| self.ids.contains(id));
-        match self.kind {
-            LabelKind::Domain => self.domain.is_some() && trace.domains.get(row).copied() == self.domain,
-            LabelKind::Token => holds(&trace.tokens),
-            LabelKind::Next => holds(&trace.targets),
-            LabelKind::Position => {
-                let within = |(from, to): (u32, u32)| {
-                    trace.position.get(row).is_some_and(|at| (from..=to).contains(at))
-                };
-                self.positions.is_some_and(within)
+    /// Whether the label is true of tokens of a trace, by row.
+    pub fn covering<'a>(&'a self, trace: &'a Trace) -> impl Fn(usize) -> bool + 'a {
+        let ids: HashSet<u32> = self.ids.iter().copied().collect();
+        move |row| {
+            let holds = |column: &[u32]| column.get(row).is_some_and(|id| ids.contains(id));
+            match self.kind {
+                LabelKind::Domain => self.domain.is_some() && trace.domains.get(row).copied() == self.domain,
+                LabelKind::Token => holds(&trace.tokens),
+                LabelKind::Next => holds(&trace.targets),
+                LabelKind::Position => {
+                    let within = |(from, to): (u32, u32)| {
+                        trace.position.get(row).is_some_and(|at| (from..=to).contains(at))
+                    };
+                    self.positions.is_some_and(within)
+                }
+                LabelKind::None => false,
             }
-            LabelKind::None => false,
         }
     }
 }
@@ -253,8 +256,10 @@ pub(super) fn choose(
     text: &(dyn Fn(u32) -> String + Sync),
 ) -> Label {
     let mut label = best(labels.iter().cloned()).unwrap_or_default();
-    let covered = rows.iter().filter(|(row, _)| label.covers(trace, *row));
-    let texts: BTreeSet<u32> = covered.map(|(row, _)| trace.sequence[*row]).collect();
+    let covers = label.covering(trace);
+    let covered = rows.iter().filter(|(row, _)| covers(*row));
+    let texts: BTreeSet<u32> = covered.map(|(row, _)| trace.document(*row)).collect();
+    drop(covers);
     label.texts = texts.len() as u64;
     match label.kind {
         LabelKind::Token | LabelKind::Next => {

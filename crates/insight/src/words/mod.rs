@@ -9,7 +9,7 @@ mod label;
 mod sentence;
 
 pub use ablation::{Ablation, Confirmation, Delta, LEVEL, Verdict, confirm};
-pub use checked::{Checked, Standing, Tally};
+pub use checked::{Checked, MARGIN, Standing, Tally};
 pub use label::{Label, LabelKind};
 
 use crate::error::{InsightError, Result};

@@ -52,6 +52,7 @@ pub fn texts(texts: usize, length: usize, domains: usize, token: impl Fn(usize, 
         predicted: (0..n).map(|row| if row.is_multiple_of(3) { NONE } else { tokens[row] }).collect(),
         loss: (0..n).map(|row| if last(row) { f32::NAN } else { 2.0 }).collect(),
         domains: (0..n).map(|row| domain(row) as u16).collect(),
+        documents: Vec::new(),
         tokens,
         layers: BTreeMap::new(),
     }

@@ -158,13 +158,15 @@ pub struct Routing {
     pub top_k: usize,
     /// K, as it was asked for.
     pub asked: usize,
+    /// E, the experts that compute.
+    pub real: usize,
     /// Expert of each slot: \[T, slots\]; ids from E on are experts that compute nothing.
     pub experts: Vec<u32>,
     /// The same before any drop.
     pub picked: Vec<u32>,
     /// Weight of each slot: \[T, slots\], with gradient.
     pub weights: Tensor,
-    /// Slots of each expert: \[E\].
+    /// Slots of each expert, those that compute nothing last.
     pub load: Vec<u32>,
     /// The same before any drop.
     pub picked_load: Vec<u32>,
@@ -247,6 +249,7 @@ impl Routing {
         Ok(Self {
             top_k: slots,
             asked: slots,
+            real: count,
             picked: experts.clone(),
             picked_load: load.clone(),
             first_load: route::count(&first, count),

@@ -217,6 +217,7 @@ fn finish(
     let routing = Routing {
         top_k: slots,
         asked: input.top_k,
+        real: config.experts,
         load: count(&choice.experts, e),
         first_load: count(&first, e),
         second_by_chance: r.kind == "gshard",

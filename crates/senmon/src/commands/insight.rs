@@ -2,7 +2,7 @@
 
 use super::routing::Routers;
 use super::texts;
-use crate::cli::{InspectArgs, WindowsArgs};
+use crate::cli::InspectArgs;
 use crate::failure::{Failure, Result};
 use crate::ui::{INTERRUPTED, Passes};
 use senmon_insight::report::{self, Page, Report, Side, Training};
@@ -14,7 +14,9 @@ use senmon_models::checkpoint::{self, Opened};
 use senmon_models::decoder::Decoder;
 use senmon_models::files;
 use senmon_models::identity::model_hash;
+use senmon_models::spec::{FfnSpec, ModelSpec};
 use senmon_models::text::TokenizerSource;
+use senmon_train::eval::EvalText;
 use senmon_train::folder::{METRICS, TRACES, step_of_trace};
 use senmon_train::jsonl::{self, Line};
 use senmon_train::{ablation, likeness, tracing};
@@ -52,19 +54,32 @@ fn kind(model: &Path, loaded: &Opened) -> Result<String> {
 }
 
 /// The text run through the model, and its routing.
-fn routed(
-    text: &WindowsArgs,
-    model: &Path,
-    loaded: Opened,
-    router: String,
-    quiet: bool,
-) -> Result<(Decoder, Trace)> {
-    let text = texts::windows(text, model, &loaded, TOKENS, quiet)?;
+fn routed(text: &EvalText, model: &Path, loaded: Opened, router: String) -> Result<(Decoder, Trace)> {
+    fits(text, &loaded.spec)?;
     let about = About { model: model_hash(model)?, router, domains: Vec::new() };
     let decoder = Decoder::run(&loaded.spec, loaded.weights)?;
-    let trace = tracing::record(&decoder, &text, about, true, &cancelled)?;
+    let trace = tracing::record(&decoder, text, about, true, &cancelled)?;
     let trace = trace.ok_or_else(|| Failure::interrupted("interrupted: nothing was written"))?;
     Ok((decoder, trace))
+}
+
+/// Refuses more text than memory has room for the routing of.
+fn fits(text: &EvalText, spec: &ModelSpec) -> Result<()> {
+    let tokens: usize = text.windows.iter().map(|(window, _)| window.len()).sum();
+    // Logits of all experts; of each slot an expert, a weight and whether it was dropped.
+    let of_layer = |ffn: &FfnSpec| match ffn {
+        FfnSpec::Moe(moe) => 4 * moe.experts + 7 * moe.top_k,
+        FfnSpec::Dense(_) => 0,
+    };
+    let needed = tokens as u64 * spec.layers.iter().map(of_layer).sum::<usize>() as u64;
+    match senmon_files::available_memory() {
+        Some(free) if needed > free / 2 => Err(Failure::mistake(format!(
+            "the routing of {tokens} tokens takes {:.1} GB, {:.1} GB of memory are free: say a smaller --max-tokens",
+            needed as f64 / 1e9,
+            free as f64 / 1e9
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn cancelled() -> bool {
@@ -84,8 +99,11 @@ pub(super) fn of_text(args: &InspectArgs, loaded: Opened) -> Result<Looked> {
     for file in [&args.trace, &args.report].into_iter().flatten() {
         super::check_out(file)?;
     }
+    // What cannot be read is told before the long work.
+    let training = if args.report.is_some() { training(model)? } else { None };
     let tokenizer = loaded.tokenizer.as_ref().map(TokenizerSource::load).transpose()?;
-    let (decoder, trace) = routed(&args.text, model, loaded, kind.clone(), args.common.quiet)?;
+    let text = texts::windows(&args.text, model, &loaded, TOKENS, args.common.quiet)?;
+    let (decoder, trace) = routed(&text, model, loaded, kind.clone())?;
     if let Some(file) = &args.trace {
         trace.write(file)?;
     }
@@ -111,7 +129,6 @@ pub(super) fn of_text(args: &InspectArgs, loaded: Opened) -> Result<Looked> {
     let alike = likeness::of(&decoder, &trace, &cancelled)?;
     let alike = alike.ok_or_else(|| Failure::interrupted("interrupted: no report was written"))?;
     if let Some(file) = &args.report {
-        let training = training(model)?;
         let name = model.file_name().unwrap_or(model.as_os_str()).to_string_lossy();
         let report = Report {
             model: &name,
@@ -171,17 +188,37 @@ pub(super) fn of_two(args: &InspectArgs, first: Opened, other: &Path) -> Result<
     if let Some(file) = &args.report {
         super::check_out(file)?;
     }
-    // Both see the same windows, as long as those of a run where one of them is one's.
-    let mut windows = args.text.clone();
-    for model in [args.from.model.as_path(), other] {
-        let of_run = texts::run_of(model)?.map(|config| config.train.sequence);
-        windows.sequence = windows.sequence.or(of_run);
-    }
     let second = checkpoint::open(other, args.from.audit_or(Audit::Full))?;
+    let model = args.from.model.as_path();
+    let kinds = [kind(model, &first)?, kind(other, &second)?];
+    // Both see the same text: what is named, or what the first one held out. Windows are as long as those of a run where one of them is
+    // one's, and fit both.
+    let mut text = args.text.clone();
+    for run in [model, other] {
+        let of_run = texts::run_of(run)?.map(|config| config.train.sequence);
+        text.sequence = text.sequence.or(of_run);
+    }
+    let most = first.spec.max_positions.min(second.spec.max_positions);
+    text.sequence = Some(text.sequence.unwrap_or(256).min(most));
+    let quiet = args.common.quiet;
+    let windows = texts::windows(&text, model, &first, TOKENS, quiet)?;
+    let same_tokens = tokenizer_text(&first)? == tokenizer_text(&second)?;
+    // A model of other tokens sees the same characters, cut otherwise.
+    let of_second = match (same_tokens, text.data.is_empty()) {
+        (true, _) => windows.clone(),
+        (false, false) => texts::windows(&text, other, &second, TOKENS, quiet)?,
+        (false, true) => {
+            return Err(Failure::mistake(format!(
+                "{} and {} have different tokenizers: say --data PATH, the text that both are to see",
+                model.display(),
+                other.display()
+            )));
+        }
+    };
     let mut sides = Vec::new();
-    for (model, loaded) in [(args.from.model.as_path(), first), (other, second)] {
-        let kind = kind(model, &loaded)?;
-        let (_, trace) = routed(&windows, model, loaded, kind, args.common.quiet)?;
+    let both = [(model, first, windows), (other, second, of_second)];
+    for ((model, loaded, windows), kind) in both.into_iter().zip(kinds) {
+        let (_, trace) = routed(&windows, model, loaded, kind)?;
         let statistics = statistics::of(&trace, &Options::default())?;
         sides.push((model.display().to_string(), trace, statistics));
     }
@@ -196,6 +233,14 @@ pub(super) fn of_two(args: &InspectArgs, first: Opened, other: &Path) -> Result<
     let agreement = statistics::saturation(&a.1, &b.1).ok();
     let names = [a.0.clone(), b.0.clone()];
     Ok(Two { names, statistics: [a.2.clone(), b.2.clone()], agreement })
+}
+
+/// A model's tokenizer as it is in its file, to see whether two are one.
+fn tokenizer_text(loaded: &Opened) -> Result<Option<Vec<u8>>> {
+    let Some(source) = &loaded.tokenizer else { return Ok(None) };
+    let file = source.file()?;
+    let text = std::fs::read(&file);
+    Ok(Some(text.map_err(|e| Failure::mistake(format!("cannot read {}: {e}", file.display())))?))
 }
 
 /// How the run of a run folder went.

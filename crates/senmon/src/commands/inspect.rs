@@ -2,7 +2,7 @@
 
 use super::{insight, print, print_json};
 use crate::cli::InspectArgs;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use senmon_models::audit::Audit;
 use senmon_models::checkpoint;
 use senmon_models::inspect::{describe, short};
@@ -17,8 +17,18 @@ pub(super) fn run(args: InspectArgs) -> Result<()> {
         let two = insight::of_two(&args, loaded, other)?;
         return if args.common.json { print_json(&two.document()) } else { print(&two.table()) };
     }
-    let with_text = !args.text.data.is_empty() || args.trace.is_some() || args.report.is_some();
-    let looked = with_text.then(|| insight::of_text(&args, loaded)).transpose()?;
+    let looks = !args.text.data.is_empty() || args.trace.is_some() || args.report.is_some();
+    let idle = [
+        ("--max-tokens", args.text.max_tokens.is_some()),
+        ("--sequence", args.text.sequence.is_some()),
+        ("--no-ablation", args.no_ablation),
+    ];
+    if let Some((flag, _)) = idle.iter().find(|(_, given)| *given && !looks) {
+        return Err(Failure::mistake(format!(
+            "{flag} says how text is looked at, and none is: add --data PATH, --trace FILE or --report FILE"
+        )));
+    }
+    let looked = looks.then(|| insight::of_text(&args, loaded)).transpose()?;
     if args.common.json {
         let mut json = serde_json::to_value(&description).unwrap_or_default();
         json["audit"] =

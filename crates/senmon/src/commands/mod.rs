@@ -134,7 +134,15 @@ fn check_out(path: &Path) -> Result<()> {
         Ok(found) if !found.is_file() => {
             Err(Failure::mistake(format!("{} is no file that can be replaced", path.display())))
         }
-        _ => Ok(()),
+        Ok(_) => Ok(()),
+        Err(_) => match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            Some(parent) if !parent.is_dir() => Err(Failure::mistake(format!(
+                "there is no folder {} for {}",
+                parent.display(),
+                path.display()
+            ))),
+            _ => Ok(()),
+        },
     }
 }
 

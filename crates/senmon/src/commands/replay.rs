@@ -4,9 +4,9 @@ use super::{check_out, print, print_json};
 use crate::cli::ReplayArgs;
 use crate::failure::{Failure, Result};
 use crate::ui::{INTERRUPTED, catch_interrupts};
-use senmon_insight::Trace;
-use senmon_insight::replay::{Capacity, Ranks, Replayed, Scenario, choices_of, replay};
-use senmon_insight::statistics::{self, Figure, Options, Placement};
+use senmon_insight::replay::{Capacity, Choice, Ranks, Replayed, Scenario, choices_of, replay};
+use senmon_insight::statistics::{self, Figure, Options, Placement, Suggestion};
+use senmon_insight::{LayerTrace, Trace};
 use senmon_models::audit::Audit;
 use senmon_models::checkpoint;
 use senmon_models::decoder::Decoder;
@@ -14,6 +14,7 @@ use senmon_models::files;
 use senmon_models::identity::model_hash;
 use senmon_models::spec::FfnSpec;
 use senmon_train::tracing;
+use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
@@ -43,12 +44,12 @@ pub(super) fn run(args: ReplayArgs) -> Result<()> {
     if args.common.json {
         let mut document =
             serde_json::json!({ "tokens": trace.len(), "scenario": scenario, "layers": layers });
-        if let Some((before, after)) = losses {
-            document["loss"] = serde_json::json!({ "recorded": before, "replayed": after });
+        if let Some(losses) = &losses {
+            document["loss"] = serde_json::json!(losses);
         }
         return print_json(&document);
     }
-    print(&table(&trace, &layers, losses))
+    print(&table(&trace, &layers, losses.as_ref()))
 }
 
 /// Where experts are, if that is asked.
@@ -59,15 +60,21 @@ fn ranks(args: &ReplayArgs, trace: &Trace) -> Result<Option<Ranks>> {
             _ => Err(Failure::mistake("--placement needs --ranks R, the number of ranks")),
         };
     };
+    let fewest = trace.layers.values().filter_map(|layer| layer.count).min().unwrap_or(usize::MAX);
+    if ranks == 0 || ranks > fewest {
+        return Err(Failure::mistake(format!(
+            "--ranks {ranks}: expected from 1 to the {fewest} experts of a layer"
+        )));
+    }
     let placements: BTreeMap<usize, Placement> = match args.placement.as_deref() {
         None | Some("contiguous") => BTreeMap::new(),
         Some("suggested") => {
-            let found = statistics::of(trace, &Options { ranks: vec![ranks], ..Options::default() })?;
-            let of = |layer: &statistics::LayerStatistics| {
-                let suggestion = layer.placement.first()?;
-                Some(Placement::new(ranks, suggestion.placement.clone()).map(|p| (layer.layer, p)))
+            let found = statistics::placements(trace, &Options { ranks: vec![ranks], ..Options::default() })?;
+            let of = |(layer, suggestions): (usize, Vec<Suggestion>)| {
+                let suggestion = suggestions.into_iter().next()?;
+                Some(Placement::new(ranks, suggestion.placement).map(|placement| (layer, placement)))
             };
-            found.layers.iter().filter_map(of).collect::<senmon_insight::Result<_>>()?
+            found.into_iter().filter_map(of).collect::<senmon_insight::Result<_>>()?
         }
         Some(file) => {
             let wrong = |e: &dyn std::fmt::Display| {
@@ -83,8 +90,40 @@ fn ranks(args: &ReplayArgs, trace: &Trace) -> Result<Option<Ranks>> {
     Ok(Some(Ranks { ranks, placements }))
 }
 
-/// The mean loss of the trace's tokens as recorded, and as replayed with the model.
-fn losses(model: &Path, trace: &Trace, scenario: &Scenario) -> Result<(f64, f64)> {
+/// The mean loss of the trace's tokens, in nats, over those that have one in each.
+#[derive(Debug, PartialEq, Serialize)]
+struct Losses {
+    /// As the trace has it.
+    recorded: Option<f64>,
+    /// With the model now, every router as it chooses.
+    unchanged: Option<f64>,
+    /// With the model now and the scenario's experts.
+    replayed: Option<f64>,
+    /// Tokens with a loss in all of them.
+    tokens: usize,
+}
+
+impl Losses {
+    fn of(recorded: &[f32], unchanged: &[f32], replayed: &[f32]) -> Self {
+        let all: [&[f32]; 3] = [recorded, unchanged, replayed];
+        let rows: Vec<usize> = (0..recorded.len())
+            .filter(|row| all.iter().all(|losses| losses.get(*row).is_some_and(|loss| loss.is_finite())))
+            .collect();
+        let mean = |losses: &[f32]| {
+            let sum: f64 = rows.iter().map(|row| f64::from(losses[*row])).sum();
+            (!rows.is_empty()).then(|| sum / rows.len() as f64)
+        };
+        Self {
+            recorded: mean(recorded),
+            unchanged: mean(unchanged),
+            replayed: mean(replayed),
+            tokens: rows.len(),
+        }
+    }
+}
+
+/// What the scenario costs with the model.
+fn losses(model: &Path, trace: &Trace, scenario: &Scenario) -> Result<Losses> {
     let hash = model_hash(model)?;
     if hash != trace.about.model {
         eprintln!(
@@ -113,19 +152,27 @@ fn losses(model: &Path, trace: &Trace, scenario: &Scenario) -> Result<(f64, f64)
     }
     catch_interrupts();
     let cancelled = || INTERRUPTED.load(Ordering::Relaxed);
-    // What was lost when the trace was recorded is not in it: the model routes for itself where nothing is changed.
-    let choices = choices_of(trace, scenario)?;
-    let again = tracing::replayed(&decoder, trace, &choices, &cancelled)?;
-    let again = again.ok_or_else(|| Failure::interrupted("interrupted"))?;
-    Ok((mean(&trace.loss), mean(&again.loss)))
+    let run = |choices: &BTreeMap<usize, Choice>| {
+        let again = tracing::replayed(&decoder, trace, choices, &cancelled)?;
+        Ok::<_, Failure>(again.ok_or_else(|| Failure::interrupted("interrupted"))?.loss)
+    };
+    // A trace may have been recorded with other arithmetic (packed weights); what a scenario costs is told by one and the same. Where
+    // routing is not changed the model routes for itself: drops of old are not in the trace.
+    let unchanged = run(&BTreeMap::new())?;
+    let recorded_k = |(_, layer): (&usize, &LayerTrace)| scenario.top_k.is_none_or(|k| k == layer.top_k);
+    if scenario.capacity.is_none() && trace.layers.iter().all(recorded_k) {
+        return Ok(Losses::of(&trace.loss, &unchanged, &unchanged));
+    }
+    if let Some((l, _)) = decoder.moe_layers().find(|(_, moe)| moe.config().extras.members > 1) {
+        return Err(Failure::mistake(format!(
+            "layer {l} is an ensemble: what other experts would cost cannot be replayed with the model (leave out --model)"
+        )));
+    }
+    let replayed = run(&choices_of(trace, scenario)?)?;
+    Ok(Losses::of(&trace.loss, &unchanged, &replayed))
 }
 
-fn mean(losses: &[f32]) -> f64 {
-    let known = losses.iter().filter(|loss| loss.is_finite());
-    known.clone().map(|loss| f64::from(*loss)).sum::<f64>() / known.count().max(1) as f64
-}
-
-fn table(trace: &Trace, layers: &[Replayed], losses: Option<(f64, f64)>) -> String {
+fn table(trace: &Trace, layers: &[Replayed], losses: Option<&Losses>) -> String {
     let (ranks, cache) =
         (layers.iter().any(|layer| layer.ranks.is_some()), layers.iter().any(|layer| layer.cache.is_some()));
     let mut out = format!("{} tokens; (by chance)\n\n", trace.len());
@@ -170,12 +217,16 @@ fn table(trace: &Trace, layers: &[Replayed], losses: Option<(f64, f64)>) -> Stri
         }
         out.push('\n');
     }
-    if let Some((before, after)) = losses {
-        let _ = writeln!(
-            out,
-            "\nloss {before:.4} as recorded, {after:.4} as replayed: {:+.4} nats per token",
-            after - before
-        );
+    if let Some(Losses { recorded, unchanged, replayed, tokens }) = losses {
+        let _ = match (recorded, unchanged, replayed) {
+            (Some(recorded), Some(before), Some(after)) => writeln!(
+                out,
+                "\nloss {before:.4} with nothing changed ({recorded:.4} as recorded), {after:.4} as replayed: {:+.4} nats per token, over \
+                 {tokens} tokens",
+                after - before
+            ),
+            _ => writeln!(out, "\nno token of the trace has a loss: what follows it is not known"),
+        };
     }
     out
 }
@@ -185,8 +236,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn means_pass_over_what_is_not_known() {
-        assert_eq!(mean(&[1.0, f32::NAN, 3.0]), 2.0);
-        assert_eq!(mean(&[]), 0.0);
+    fn means_are_over_tokens_with_a_loss_in_each() {
+        let found = Losses::of(&[1.0, f32::NAN, 3.0], &[2.0, 2.0, 2.0], &[1.0, 1.0, f32::INFINITY]);
+        let expected = (Some(1.0), Some(2.0), Some(1.0), 1);
+        assert_eq!((found.recorded, found.unchanged, found.replayed, found.tokens), expected);
+        let none = Losses::of(&[f32::NAN], &[1.0], &[1.0]);
+        assert_eq!((none.recorded, none.replayed, none.tokens), (None, None, 0));
     }
 }

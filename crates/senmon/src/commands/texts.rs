@@ -72,6 +72,7 @@ pub(super) fn windows(
             &progress,
         )?;
         EvalText {
+            documents: set.sequences.iter().map(|w| w.document).collect(),
             windows: set.sequences.into_iter().map(|w| (w.tokens, w.domain)).collect(),
             domains: set.domains,
             bytes_of_token: tokenizer.bytes_of_tokens().to_vec(),
