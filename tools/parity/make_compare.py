@@ -37,8 +37,7 @@ def crossed(d, weights, alpha):
     ms_rest = (rest**2).sum() / ((n - 1) * (g - 1))
     parts = np.array([ms_seed, ms_block, ms_rest]) / (n * g)
     variance = max(parts[0] + parts[1] - parts[2], parts[0], parts[1])
-    df = variance**2 / (parts**2 / [n - 1, g - 1, (n - 1) * (g - 1)]).sum()
-    return interval(estimate, np.sqrt(variance), float(np.clip(df, min(n, g) - 1, n + g)), alpha)
+    return interval(estimate, np.sqrt(variance), min(n, g) - 1.0, alpha)
 
 
 def holm(p):
@@ -67,8 +66,10 @@ def main():
         d = rng.normal(0.05, 0.1, n)
         pairs.append({"differences": d, "alpha": 0.05, "interval": paired(d, 0.05)})
         r = np.exp(rng.normal(-0.4, 0.2, n))
-        i = paired(np.log(r), 0.05 / 3)
-        ratios.append({"ratios": r, "alpha": 0.05 / 3, "interval": {**i, **{key: np.exp(i[key]) for key in ["estimate", "low", "high"]}}})
+        without = np.log(r).mean() + rng.normal(0, 0.01, 10)
+        jackknife = 9 / 10 * ((without - without.mean()) ** 2).sum()
+        i = interval(np.log(r).mean(), np.sqrt(np.var(np.log(r), ddof=1) / n + jackknife), min(n, 10) - 1.0, 0.05 / 3)
+        ratios.append({"ratios": r, "without": without, "alpha": 0.05 / 3, "interval": {**i, **{key: np.exp(i[key]) for key in ["estimate", "low", "high"]}}})
     for n, g, seeds, blocks in [(3, 20, 0.1, 0.05), (2, 4, 0.02, 0.2), (5, 10, 0.0, 0.0), (3, 2, 0.3, 0.0)]:
         d = 0.1 + rng.normal(0, seeds, (n, 1)) + rng.normal(0, blocks, (1, g)) + rng.normal(0, 0.05, (n, g))
         weights = rng.integers(500, 2000, g).astype(float)

@@ -1,5 +1,9 @@
 //! What the runs of a plan say: the comparisons with their intervals, corrected for how many there are.
 
+use senmon_moe::config::Scope;
+use senmon_moe::router;
+use senmon_train::RunConfig;
+use senmon_train::config::Ffn;
 use senmon_train::schedule::ScheduleKind;
 use serde::{Deserialize, Serialize};
 
@@ -54,14 +58,19 @@ pub struct Comparison {
     pub seeds_only: Option<Interval>,
     /// p of the difference, corrected by Holm's rule over all differences.
     pub holm_p: Option<f64>,
-    /// The arm whose run is longer than the time that is compared at, and was read before its learning rate had come down.
-    pub cut: Option<Arm>,
+    /// Arms of which a run is longer than the time that is compared at, and was read before its learning rate had come down.
+    pub cut: Vec<Arm>,
     /// When the first arm came to the other's final loss.
     pub reach: Option<Reach>,
     /// The difference by domain.
     pub domains: Vec<DomainDifference>,
-    /// Arms whose held-out loss rose again before the end.
+    /// Arms whose held-out loss rose again before the end. Where there is one, all runs of the comparison are read at their lowest held-out
+    /// loss on the way, as who stops in time would have them.
     pub risen: Vec<Arm>,
+    /// Learning rates of the two.
+    pub rates: (f64, f64),
+    /// Why nothing can be claimed, whatever the numbers are.
+    pub unclaimed: Option<String>,
 }
 
 /// When one arm came to the final loss of another. Ratios are geometric means over seeds.
@@ -113,6 +122,10 @@ impl Analysis {
                     compare(&pairs, p.equality, (&p.arm, &q.arm), alpha, decays, main(p.equality));
                 comparison.subject_model.clone_from(&m.name);
                 comparison.other_model.clone_from(&n.name);
+                comparison.rates = (m.config.optimizer.lr, n.config.optimizer.lr);
+                comparison.unclaimed = [(&p.arm, m), (&q.arm, n)]
+                    .iter()
+                    .find_map(|(arm, model)| unclaimed(arm, &model.config, p.equality));
                 comparison
             })
             .collect();
@@ -121,6 +134,27 @@ impl Analysis {
             comparison.holm_p = comparison.difference.map(|_| p);
         }
         Self { seeds: plan.seeds.len(), intervals, alpha: ALPHA, comparisons }
+    }
+}
+
+/// Why a model's loss says nothing of what is compared.
+fn unclaimed(arm: &Arm, config: &RunConfig, equality: Equality) -> Option<String> {
+    let kind = router::kind(&config.router.kind).ok().filter(|_| config.model.ffn == Ffn::Moe)?;
+    let (words, name) = (arm.words(), kind.name);
+    if kind.noncausal.is_some() && !(name == "depth" && config.router.predictor) {
+        return Some(format!(
+            "{words} looks at later tokens (router {name}), and so knows what it is to predict"
+        ));
+    }
+    let extra = config.balance.scope == Scope::Global && config.train.accumulate > 1;
+    match equality == Equality::Flops && (kind.ragged || extra) {
+        true if kind.ragged => Some(format!(
+            "{words} chooses how many experts a token has (router {name}): its operations are not those that were made equal"
+        )),
+        true => {
+            Some(format!("{words} routes twice (balance.scope = \"global\"), which the operations leave out"))
+        }
+        false => None,
     }
 }
 
@@ -133,12 +167,25 @@ pub fn compare(
     decays: bool,
     with_reach: bool,
 ) -> Comparison {
-    let time = |a: &Record, b: &Record| (equality == Equality::Time).then(|| a.seconds.min(b.seconds));
+    let risen = |of: fn(&(&Record, &Record)) -> (f64, f64)| {
+        let (ends, bests): (Vec<f64>, Vec<f64>) = pairs.iter().map(of).unzip();
+        mean(&ends) > mean(&bests) * (1.0 + RISEN)
+    };
+    let first = risen(|p| (p.0.bits_per_byte, p.0.best())).then(|| arms.0.clone());
+    let second = risen(|p| (p.1.bits_per_byte, p.1.best())).then(|| arms.1.clone());
+    let at_best = first.is_some() || second.is_some();
+    // Tokens at which a run is read: its end, its lowest loss, or the end of the other's time.
+    let read_at = |of: &Record, other: &Record| {
+        let until = match equality {
+            Equality::Time => of.seconds.min(other.seconds) / of.seconds * of.tokens as f64,
+            _ => of.tokens as f64,
+        };
+        if at_best { of.best_until(until) } else { until }
+    };
     let rows: Vec<Vec<f64>> = pairs
         .iter()
         .map(|(a, b)| {
-            let at = time(a, b);
-            let (x, y) = (bits_by_block(a, at), bits_by_block(b, at));
+            let (x, y) = (bits_by_block(a, read_at(a, b)), bits_by_block(b, read_at(b, a)));
             x.iter().zip(&y).map(|(x, y)| x - y).collect()
         })
         .collect();
@@ -149,19 +196,15 @@ pub fn compare(
         .iter()
         .map(|row| row.iter().zip(&weights).map(|(d, w)| d * w).sum::<f64>() / total.max(1.0))
         .collect();
-    let seconds = |of: fn(&(&Record, &Record)) -> f64| mean(&pairs.iter().map(of).collect::<Vec<_>>());
-    let (a, b) = (seconds(|p| p.0.seconds), seconds(|p| p.1.seconds));
-    let cut = match equality == Equality::Time && decays {
-        true if a > b * (1.0 + SAME_TIME) => Some(arms.0.clone()),
-        true if b > a * (1.0 + SAME_TIME) => Some(arms.1.clone()),
-        _ => None,
+    // With any seed: each is read at a time of its own.
+    let longer = |of: fn(&(&Record, &Record)) -> (f64, f64)| {
+        let is_longer = |(own, other): (f64, f64)| own > other * (1.0 + SAME_TIME);
+        equality == Equality::Time && decays && pairs.iter().map(of).any(is_longer)
     };
-    let risen = |of: fn(&(&Record, &Record)) -> (f64, f64)| {
-        let (ends, bests): (Vec<f64>, Vec<f64>) = pairs.iter().map(of).unzip();
-        mean(&ends) > mean(&bests) * (1.0 + RISEN)
-    };
-    let first = risen(|p| (p.0.bits_per_byte, p.0.best())).then(|| arms.0.clone());
-    let second = risen(|p| (p.1.bits_per_byte, p.1.best())).then(|| arms.1.clone());
+    let cut = [
+        longer(|p| (p.0.seconds, p.1.seconds)).then(|| arms.0.clone()),
+        longer(|p| (p.1.seconds, p.0.seconds)).then(|| arms.1.clone()),
+    ];
     Comparison {
         equality,
         subject: arms.0.clone(),
@@ -173,17 +216,17 @@ pub fn compare(
         seeds_only: paired(&by_seed, alpha),
         by_seed,
         holm_p: None,
-        cut,
+        cut: cut.into_iter().flatten().collect(),
         reach: with_reach.then(|| reach(pairs, alpha)),
-        domains: if equality == Equality::Time { Vec::new() } else { domains(pairs) },
+        domains: if equality == Equality::Time || at_best { Vec::new() } else { domains(pairs) },
         risen: first.into_iter().chain(second).collect(),
+        rates: (f64::NAN, f64::NAN),
+        unclaimed: None,
     }
 }
 
-/// Bits per byte of each block at the end, or at a time.
-fn bits_by_block(record: &Record, seconds: Option<f64>) -> Vec<f64> {
-    let per_token = record.seconds / record.tokens.max(1) as f64;
-    let at = seconds.map_or(f64::INFINITY, |s| s / per_token);
+/// Bits per byte of each block after so many tokens.
+fn bits_by_block(record: &Record, at: f64) -> Vec<f64> {
     (0..record.block_bytes.len())
         .map(|g| {
             let of = |p: &crate::record::Point| p.blocks.get(g).copied().unwrap_or(f64::NAN);
@@ -195,9 +238,22 @@ fn bits_by_block(record: &Record, seconds: Option<f64>) -> Vec<f64> {
 
 /// When the first of each pair came to the final loss of the second.
 pub fn reach(pairs: &[(&Record, &Record)], alpha: f64) -> Reach {
-    let tokens: Vec<f64> = pairs
-        .iter()
-        .filter_map(|(a, b)| Some(first_at(&a.by_tokens(), b.bits_per_byte)? / b.tokens as f64))
+    // Of the text without block `left_out`.
+    let of = |(a, b): &(&Record, &Record), left_out: Option<usize>| -> Option<f64> {
+        let (ours, theirs) = (a.by_tokens_without(left_out), b.by_tokens_without(left_out));
+        // One that overfits is held to its lowest loss. When it came to its level itself counts, not when its run ended.
+        let level = theirs.iter().map(|(_, bits)| *bits).fold(f64::INFINITY, f64::min);
+        let end = theirs.last().map_or(level, |(_, bits)| *bits);
+        let level = if end > level * (1.0 + RISEN) { level } else { end };
+        Some(first_at(&ours, level)? / first_at(&theirs, level)?)
+    };
+    let tokens: Vec<f64> = pairs.iter().filter_map(|pair| of(pair, None)).collect();
+    let blocks = pairs.iter().map(|(a, _)| a.block_bytes.len()).min().unwrap_or(0);
+    let without: Vec<f64> = (0..if blocks > 1 { blocks } else { 0 })
+        .map(|g| {
+            let logs: Vec<f64> = pairs.iter().filter_map(|pair| of(pair, Some(g))).map(f64::ln).collect();
+            if logs.len() == pairs.len() { mean(&logs) } else { f64::NAN }
+        })
         .collect();
     let mut found = Reach { reached: tokens.len(), of: pairs.len(), ..Reach::default() };
     if found.reached < found.of {
@@ -206,9 +262,10 @@ pub fn reach(pairs: &[(&Record, &Record)], alpha: f64) -> Reach {
     let scaled = |by: fn(&Record) -> f64| -> Vec<f64> {
         tokens.iter().zip(pairs).map(|(t, (a, b))| t * by(a) / by(b)).collect()
     };
-    found.tokens = ratio(&tokens, alpha);
-    found.time = ratio(&scaled(|r| r.seconds / r.tokens as f64), alpha);
-    found.flops = ratio(&scaled(|r| r.flops_per_token as f64), alpha);
+    // What a token costs is no matter of the text: logarithms without a block differ among themselves as those of tokens.
+    found.tokens = ratio(&tokens, &without, alpha);
+    found.time = ratio(&scaled(|r| r.seconds / r.tokens as f64), &without, alpha);
+    found.flops = ratio(&scaled(|r| r.flops_per_token as f64), &without, alpha);
     found
 }
 
@@ -314,8 +371,38 @@ pub(crate) mod tests {
         let c = compared(&[(1.0, 2.0), (1.0, 2.0)], (20.0, 10.0), Equality::Time);
         // Half of the way from 4 to 1 is 2.5.
         assert!((c.mean - 0.5).abs() < 1e-9, "{}", c.mean);
-        assert_eq!(c.cut, Some(Arm::Moe));
+        assert_eq!(c.cut, [Arm::Moe]);
         assert!(c.domains.is_empty());
+    }
+
+    #[test]
+    fn an_arm_that_overfits_is_read_at_its_lowest() {
+        // Dense comes down to 1.0 at half of its run and rises again; experts come to 1.5 at the end.
+        let (moe, mut dense) = (made(1.5, 10.0, 0), made(2.0, 10.0, 0));
+        for point in &mut dense.curve {
+            let bits =
+                1.0 + 3.0 * (point.step as f64 - 5.0).abs() / 5.0 * if point.step > 5 { 0.3 } else { 1.0 };
+            point
+                .blocks
+                .iter_mut()
+                .for_each(|nats| *nats += (bits - point.bits_per_byte) * std::f64::consts::LN_2 * 100.0);
+            point.bits_per_byte = bits;
+        }
+        dense.bits_per_byte = 1.9;
+        let pairs = [(&moe, &dense), (&moe, &dense)];
+        let c = compare(&pairs, Equality::Flops, (&Arm::Moe, &Arm::Dense), 0.05, true, true);
+        assert_eq!(c.risen, [Arm::Dense]);
+        assert!((c.mean - 0.5).abs() < 1e-9, "{}", c.mean);
+        // Never down to dense's lowest: no ratio.
+        assert_eq!(c.reach.unwrap().reached, 0);
+    }
+
+    #[test]
+    fn times_are_compared_seed_by_seed() {
+        let records = [(made(1.0, 12.0, 0), made(2.0, 10.0, 0)), (made(1.0, 10.0, 1), made(2.0, 12.0, 1))];
+        let pairs: Vec<(&Record, &Record)> = records.iter().map(|(a, b)| (a, b)).collect();
+        let c = compare(&pairs, Equality::Time, (&Arm::Moe, &Arm::Dense), 0.05, true, false);
+        assert_eq!(c.cut, [Arm::Moe, Arm::Dense]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use senmon_data::TextTokenizer;
 use senmon_train::config::{Ffn, RunConfig};
 use senmon_train::layers::Layers;
 use senmon_train::presets::Footprint;
+use senmon_train::setup::configure;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{CompareError, Result};
@@ -150,6 +151,8 @@ impl FromStr for Equality {
 pub struct Ask {
     /// The model with experts; how long it trains says `tokens`.
     pub base: RunConfig,
+    /// What the user said of it, from which routers are configured: what goes with one kind must not stay with another.
+    pub layers: Layers,
     /// Tokens that it is trained on.
     pub tokens: u64,
     /// Seeds, from `train.seed` on.
@@ -309,8 +312,17 @@ impl Plan {
                 "the configuration is dense: a comparison starts from a model with experts (model.ffn = \"moe\")",
             );
         }
-        if ask.seeds == 0 || ask.tokens == 0 || ask.members < 2 {
-            return mistake("expected at least one seed, one token and two members of an ensemble");
+        if ask.seeds == 0 {
+            return mistake(
+                "--seeds 0: expected one or more (three or more give an interval that says something)",
+            );
+        }
+        if ask.tokens == 0 {
+            return mistake("no tokens to train on: say --tokens N or --minutes N");
+        }
+        let ensembles = ask.arms.iter().any(|arm| matches!(arm, Arm::Ensemble | Arm::EfficientEnsemble));
+        if ensembles && ask.members < 2 {
+            return mistake("--members: an ensemble has two members or more");
         }
         let mut arms: Vec<Arm> = Vec::new();
         let routers = ask.routers.iter().map(|kind| Arm::Router(kind.clone()));
@@ -338,18 +350,24 @@ impl Plan {
             missing: Vec::new(),
         };
         // At equal time stands what was trained at equal operations.
-        let mut equalities: Vec<Equality> =
-            Equality::ALL.into_iter().filter(|e| ask.equal.contains(e)).collect();
-        equalities.dedup();
+        let equalities: Vec<Equality> = Equality::ALL.into_iter().filter(|e| ask.equal.contains(e)).collect();
         for arm in &arms {
             for &equality in &equalities {
-                match plan.config_of(&base, arm, equality, ask.members)? {
+                match plan.config_of(&base, &ask.layers, arm, equality, ask.members)? {
                     Ok((config, members)) => plan.put(arm, equality, config, members)?,
                     Err(why) => plan.missing.push(Missing { arm: arm.clone(), equality, why }),
                 }
             }
         }
         plan.unite();
+        plan.name_twins();
+        if plan.subject() != arms.first() {
+            let why = plan.missing.first().map_or_else(String::new, |m| format!(" ({}: {})", m.arm, m.why));
+            let first = arms.first().map_or_else(String::new, ToString::to_string);
+            return Err(CompareError::Mistake(format!(
+                "{first}, which all others are compared with, has no model{why}"
+            )));
+        }
         if plan.pairs().is_empty() {
             let why = plan.missing.first().map_or_else(String::new, |m| format!(" ({}: {})", m.arm, m.why));
             return Err(CompareError::Mistake(format!("no two arms can be compared so{why}")));
@@ -361,6 +379,7 @@ impl Plan {
     fn config_of(
         &self,
         base: &RunConfig,
+        layers: &Layers,
         arm: &Arm,
         equality: Equality,
         members: usize,
@@ -430,8 +449,7 @@ impl Plan {
                 }
             }
             Arm::Router(kind) => {
-                let config = Layers::over(base.clone()).set(&format!("router.kind={kind}"))?.resolve()?;
-                let config = prepared(&config)?;
+                let config = prepared(&configure(layers.clone().set(&format!("router.kind={kind}"))?)?)?;
                 // A router with another number of experts per token gets them narrower or wider.
                 match equal(measure(&config)?.flops_per_token as f64, r.flops_per_token as f64) {
                     true => return fixed(config),
@@ -534,6 +552,30 @@ impl Plan {
             names.push(name);
         }
         self.models.iter_mut().zip(names).for_each(|(model, name)| model.name = name);
+    }
+
+    /// Says of arms that come to a model of another one at an equality that they do.
+    fn name_twins(&mut self) {
+        let mut twins = Vec::new();
+        for (p, place) in self.places.iter().enumerate() {
+            let same = |q: &&Place| q.equality == place.equality && q.model == place.model;
+            if let Some(twin) = self.places[..p].iter().find(same) {
+                let why = format!("is the same model as {}", twin.arm);
+                twins.push(Missing { arm: place.arm.clone(), equality: place.equality, why });
+            }
+        }
+        self.missing.extend(twins);
+    }
+
+    /// Takes a model out, which did not come to an end.
+    pub fn drop_model(&mut self, model: usize, why: &str) {
+        let gone = self.places.iter().filter(|place| place.model == model);
+        let missing =
+            |place: &Place| Missing { arm: place.arm.clone(), equality: place.equality, why: why.to_owned() };
+        self.missing.extend(gone.map(missing).collect::<Vec<_>>());
+        self.places.retain(|place| place.model != model);
+        self.places.iter_mut().filter(|place| place.model > model).for_each(|place| place.model -= 1);
+        self.models.remove(model);
     }
 
     /// The equalities that a model serves, each once.

@@ -62,6 +62,9 @@ pub struct Record {
     pub seconds: f64,
     /// The most memory that the process held while it trained, where the system tells.
     pub peak_memory_bytes: Option<u64>,
+    /// What its time was measured with: threads and the instruction set; empty where nothing was trained.
+    #[serde(default)]
+    pub machine: String,
     /// A key of the text.
     pub data: String,
     /// Held-out bits per byte at the end.
@@ -90,6 +93,18 @@ impl Record {
         self.curve.iter().map(|p| (p.tokens as f64, p.bits_per_byte)).collect()
     }
 
+    /// The same of the held-out text without one of its blocks.
+    pub fn by_tokens_without(&self, left_out: Option<usize>) -> Vec<(f64, f64)> {
+        let Some(block) = left_out else { return self.by_tokens() };
+        let kept = |g: &usize| *g != block;
+        let bytes: u64 = (0..self.block_bytes.len()).filter(kept).map(|g| self.block_bytes[g]).sum();
+        let bits = |p: &Point| {
+            let nats: f64 = (0..p.blocks.len()).filter(kept).map(|g| p.blocks[g]).sum();
+            nats / std::f64::consts::LN_2 / bytes.max(1) as f64
+        };
+        self.curve.iter().map(|p| (p.tokens as f64, bits(p))).collect()
+    }
+
     /// The same over seconds.
     pub fn by_seconds(&self) -> Vec<(f64, f64)> {
         self.scaled(self.seconds / self.tokens.max(1) as f64)
@@ -102,6 +117,12 @@ impl Record {
 
     fn scaled(&self, factor: f64) -> Vec<(f64, f64)> {
         self.by_tokens().into_iter().map(|(tokens, bits)| (factor * tokens, bits)).collect()
+    }
+
+    /// The tokens of the evaluation with the lowest held-out loss among those up to `tokens`; `tokens` itself where there is none.
+    pub fn best_until(&self, tokens: f64) -> f64 {
+        let until = self.curve.iter().filter(|p| p.tokens as f64 <= tokens);
+        until.min_by(|a, b| a.bits_per_byte.total_cmp(&b.bits_per_byte)).map_or(tokens, |p| p.tokens as f64)
     }
 
     /// The lowest held-out loss on the way, in bits per byte.
@@ -141,16 +162,25 @@ impl Results {
         let path = out.join(RESULTS);
         let file = OpenOptions::new().read(true).append(true).create(true).open(&path);
         let file = file.map_err(CompareError::io("open", &path))?;
-        let text = std::fs::read_to_string(&path).map_err(CompareError::io("read", &path))?;
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        file.set_len(whole as u64).map_err(CompareError::io("shorten", &path))?;
+        let bytes = std::fs::read(&path).map_err(CompareError::io("read", &path))?;
+        // A line that a crash cut short may end within a character.
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let bad = |reason: String| CompareError::File { path: path.clone(), reason };
+        let text = std::str::from_utf8(&bytes[..whole]).map_err(|e| bad(e.to_string()))?;
         let read = |(i, line): (usize, &str)| {
             serde_json::from_str(line).map_err(|e| CompareError::File {
                 path: path.clone(),
                 reason: format!("line {} is no result of a run: {e}", i + 1),
             })
         };
-        let records = text[..whole].lines().enumerate().map(read).collect::<Result<_>>()?;
+        let records = text.lines().enumerate().map(read).collect::<Result<Vec<Record>>>()?;
+        // Another program's file is left as it is: only after results of runs is a rest cut off.
+        if whole < bytes.len() {
+            if records.is_empty() && !bytes.starts_with(b"{\"hash\"") {
+                return Err(bad("does not hold results of runs: choose another --out".into()));
+            }
+            file.set_len(whole as u64).map_err(CompareError::io("shorten", &path))?;
+        }
         Ok(Self { path, file, records, _lock: lock })
     }
 
@@ -159,7 +189,7 @@ impl Results {
         self.records.iter().find(|record| record.hash == hash)
     }
 
-    /// All of them.
+    /// All of them, in the order in which they were added.
     pub fn records(&self) -> &[Record] {
         &self.records
     }
@@ -203,6 +233,14 @@ mod tests {
         let results = Results::open(&out).unwrap();
         assert!(results.find("three").is_some() && results.find("two").is_none());
         drop(results);
+        for foreign in ["one line without an end", "{\"other\": 1}\nhalf a li"] {
+            std::fs::write(&path, foreign).unwrap();
+            assert!(Results::open(&out).unwrap_err().is_users_mistake());
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), foreign);
+        }
+        // The first result, cut within a character.
+        std::fs::write(&path, b"{\"hash\": \"\xe5\xb0").unwrap();
+        assert!(Results::open(&out).unwrap().records().is_empty());
         std::fs::write(&path, "{}\nnonsense\n").unwrap();
         let error = Results::open(&out).unwrap_err();
         assert!(error.is_users_mistake() && error.to_string().contains("line 1"), "{error}");

@@ -4,10 +4,12 @@
 //! `held_out/` in the run's folder, from which ensembles are made. Time is that of the median step times the steps: what else the
 //! machine did, and that a run was interrupted, plays no part.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use senmon_data::Progress;
+use senmon_kernels::simd::Level;
 use senmon_train::TrainError;
 use senmon_train::config::RunConfig;
 use senmon_train::eval::EvalText;
@@ -62,27 +64,36 @@ pub struct Place<'a> {
 /// What one model measured with one seed.
 pub type Outcomes = Vec<Vec<Record>>;
 
-/// Trains all runs of a plan that are not done, and puts ensembles together: by model, a record for each seed.
-pub fn run_all(plan: &Plan, results: &mut Results, place: &mut Place) -> Result<Outcomes> {
+/// Trains all runs of a plan that are not done, and puts ensembles together: by model, a record for each seed. A model that diverges is
+/// taken out of the plan, and the others are compared.
+pub fn run_all(plan: &mut Plan, results: &mut Results, place: &mut Place) -> Result<Outcomes> {
     let jobs = plan.jobs()?;
-    let mut first: Option<(String, String)> = None;
+    let subject = plan.subject().cloned();
+    let mut failed: BTreeMap<usize, String> = BTreeMap::new();
     for (number, job) in jobs.iter().enumerate() {
+        if failed.contains_key(&job.model) {
+            continue;
+        }
         let record = one(job, results, place, (number, jobs.len()))?;
         if let Some(reason) = record.failed {
-            let what =
-                format!("{}: {reason}: all arms need another optimizer.lr, and another --out", job.name);
-            return Err(CompareError::Mistake(what));
-        }
-        // Told as soon as it is known, not after hours of more training.
-        let (name, data) = first.get_or_insert_with(|| (record.name.clone(), record.data.clone()));
-        if *data != record.data {
-            let what = format!(
-                "the text is not what it was: {name} and {} were trained on other texts; choose another --out",
-                record.name
+            let lr = job.config.optimizer.lr;
+            failed.insert(
+                job.model,
+                format!("diverged with seed {} at learning rate {lr}: {reason}", job.seed),
             );
-            return Err(CompareError::Mistake(what));
         }
     }
+    for (model, why) in failed.iter().rev() {
+        plan.drop_model(*model, why);
+    }
+    if plan.subject() != subject.as_ref() || plan.pairs().is_empty() {
+        let why = failed.values().next().cloned().unwrap_or_default();
+        let what = format!(
+            "nothing is left to compare: {why}; all arms need another optimizer.lr, and another --out"
+        );
+        return Err(CompareError::Mistake(what));
+    }
+    let jobs = plan.jobs()?;
     let mut outcomes = Vec::new();
     for (m, model) in plan.models.iter().enumerate() {
         let mut of_seeds = Vec::new();
@@ -105,8 +116,26 @@ fn found(results: &Results, job: &Job) -> Result<Record> {
 
 /// One run to its end, or what it was recorded with. `at` is its number, from 0, of how many.
 pub fn one(job: &Job, results: &mut Results, place: &mut Place, at: (usize, usize)) -> Result<Record> {
+    // Told as soon as it is known, not after hours of more training.
+    let others = || results.records().iter().filter(|other| other.failed.is_none());
+    let same_text = |record: &Record| match others().find(|other| other.data != record.data) {
+        Some(other) if record.failed.is_none() => Err(CompareError::Mistake(format!(
+            "the text is not what it was: {} and {} were trained on other texts; choose another --out",
+            other.name, record.name
+        ))),
+        _ => Ok(()),
+    };
     if let Some(record) = results.find(&job.hash) {
+        same_text(record)?;
         return Ok(record.clone());
+    }
+    let machine = machine();
+    if let Some(other) = others().find(|other| !other.machine.is_empty() && other.machine != machine) {
+        let what = format!(
+            "{} was timed with {}, this is {machine}: times would not compare; go on as it was, or choose another --out",
+            other.name, other.machine
+        );
+        return Err(CompareError::Mistake(what));
     }
     let interrupted = || CompareError::Interrupted { done: at.0, of: at.1 };
     if place.interrupted.load(Ordering::Relaxed) {
@@ -134,9 +163,16 @@ pub fn one(job: &Job, results: &mut Results, place: &mut Place, at: (usize, usiz
         Err(CompareError::Train(source)) => return Err(CompareError::Run { name: job.name.clone(), source }),
         Err(e) => return Err(e),
     };
+    same_text(&record)?;
     place.watch.ends(&record);
     results.add(record.clone())?;
     Ok(record)
+}
+
+/// What times depend on beside the run: threads and the instruction set.
+fn machine() -> String {
+    let threads = rayon::current_num_threads();
+    format!("{threads} {} and {}", if threads == 1 { "thread" } else { "threads" }, Level::current().name())
 }
 
 /// The folder of a run.
@@ -168,6 +204,19 @@ fn train(job: &Job, place: &mut Place) -> Result<Option<Record>> {
     let Some((text, _)) = trainer.eval.take() else {
         return Err(CompareError::Mistake("no text is held out: set data.holdout".into()));
     };
+    // What a run under way was begun with is not mixed with a text that has changed since.
+    let key = root.join("text");
+    match std::fs::read_to_string(&key) {
+        Ok(known) if known != trainer.progress.data => {
+            return Err(CompareError::Mistake(format!(
+                "the text is not what it was when {} was begun: choose another --out",
+                job.name
+            )));
+        }
+        Ok(_) => {}
+        Err(_) => senmon_files::write_whole(&key, |to| to.write_all(trainer.progress.data.as_bytes()))
+            .map_err(CompareError::io("write", &key))?,
+    }
     let windows = heldout::windows(&text);
     if windows.is_empty() {
         return Err(CompareError::Mistake(
@@ -227,6 +276,7 @@ fn train(job: &Job, place: &mut Place) -> Result<Option<Record>> {
         steps: last,
         seconds: tokens as f64 / median_speed(&metrics)?,
         peak_memory_bytes: peak_memory(),
+        machine: machine(),
         data,
         domains: text.domains.clone(),
         windows,
@@ -240,8 +290,17 @@ fn train(job: &Job, place: &mut Place) -> Result<Option<Record>> {
 /// The curve, blocks and windows of a record from the losses at its evaluations.
 fn fill(record: &mut Record, points: &[(u64, u64)], losses: impl Fn(u64) -> Result<Vec<f32>>) -> Result<()> {
     let empty = record.windows.clone();
+    let predicted: usize = empty.iter().map(|window| window.tokens as usize).sum();
     for &(step, tokens) in points {
-        let windows = heldout::summed(&empty, &losses(step)?);
+        let losses = losses(step)?;
+        if losses.len() != predicted {
+            return Err(CompareError::Mistake(format!(
+                "{}: step {step} has losses of {} held-out tokens, there are {predicted}: choose another --out",
+                record.name,
+                losses.len()
+            )));
+        }
+        let windows = heldout::summed(&empty, &losses);
         let (blocks, bytes) = heldout::by_block(&windows, BLOCKS);
         record.curve.push(Point { step, tokens, bits_per_byte: heldout::bits_per_byte(&windows), blocks });
         (record.block_bytes, record.windows) = (bytes, windows);
@@ -343,8 +402,13 @@ impl Observer for Pacer<'_> {
 }
 
 /// The tokens that the configuration's model is trained on in so many minutes on this machine, by the median of a few steps; measured
-/// once, then kept in `budget.json`.
-pub fn tokens_of_minutes(base: &RunConfig, minutes: f64, place: &mut Place) -> Result<u64> {
+/// once, then kept in `budget.json`; where it is not known and not to be measured now, that is refused.
+pub fn tokens_of_minutes(
+    base: &RunConfig,
+    minutes: f64,
+    measure_now: bool,
+    place: &mut Place,
+) -> Result<u64> {
     if !(minutes > 0.0 && minutes.is_finite()) {
         return Err(CompareError::Mistake(format!("--minutes {minutes}: expected a number above 0")));
     }
@@ -364,6 +428,10 @@ pub fn tokens_of_minutes(base: &RunConfig, minutes: f64, place: &mut Place) -> R
     };
     let speed = match speed.filter(|known| known.hash == hash) {
         Some(known) => known.tokens_per_second,
+        None if !measure_now => {
+            let what = "--minutes with --plan: how fast this machine trains is not known yet, say --tokens";
+            return Err(CompareError::Mistake(what.into()));
+        }
         None => {
             let root = folder(place.out, "probe");
             if root.exists() {

@@ -4,6 +4,8 @@
 //! to the next with twice as many, from the start and with a whole schedule, so that losses of a rung can be compared. All rungs
 //! cost about the same.
 
+use std::collections::BTreeSet;
+
 use senmon_train::config::RunConfig;
 use senmon_train::layers::Layers;
 use senmon_train::presets::{Footprint, NAMES};
@@ -16,6 +18,7 @@ use crate::record::Results;
 use crate::run::{self, Place};
 use crate::sizes::measure;
 use crate::statistics::variance;
+use crate::student::two_sided_quantile;
 
 /// A run of the first rung has at least so many steps.
 const LEAST_STEPS: u64 = 20;
@@ -53,11 +56,18 @@ pub fn axis(text: &str) -> Result<Axis> {
     if name != "size" && !name.contains('.') && !short.contains(&name.as_str()) {
         return Err(wrong(format!("no such key; there are {known}")));
     }
-    let mut values: Vec<String> =
+    let values: Vec<String> =
         values.split(',').map(|v| v.trim().to_owned()).filter(|v| !v.is_empty()).collect();
-    let all = values.len();
-    values.dedup();
-    if values.is_empty() || values.len() != all {
+    let full = SHORT.iter().find(|(short, _)| *short == name).map_or(name.as_str(), |(_, full)| full);
+    let other = ["train.sequence", "train.eval_tokens", "train.init", "train.batches"];
+    if full.starts_with("data.") || other.contains(&full) {
+        return Err(wrong("it changes what is measured, so that losses could not be compared".into()));
+    }
+    if ["train.tokens", "train.steps", "train.minutes", "train.seed"].contains(&full) {
+        return Err(wrong("the sweep says that itself (--tokens, --seeds)".into()));
+    }
+    let different: BTreeSet<&String> = values.iter().collect();
+    if values.is_empty() || different.len() != values.len() {
         return Err(wrong("expected different values, separated by commas".into()));
     }
     Ok(Axis { name, values })
@@ -78,6 +88,11 @@ pub struct Candidate {
 
 /// All points of a grid over `layers` (of which `base` came) that make a model, and why others do not.
 pub fn grid(layers: &Layers, base: &RunConfig, axes: &[Axis]) -> Result<(Vec<Candidate>, Vec<String>)> {
+    if let Some(axis) =
+        axes.iter().enumerate().find_map(|(i, axis)| axes[..i].iter().find(|a| a.name == axis.name))
+    {
+        return Err(CompareError::Mistake(format!("--sweep {}: named twice", axis.name)));
+    }
     let mut points: Vec<Vec<(String, String)>> = vec![Vec::new()];
     for axis in axes {
         let longer = |point: &Vec<(String, String)>, value: &String| {
@@ -119,9 +134,9 @@ fn made(
     for (key, value) in point {
         if key == "size" && NAMES.contains(&value.as_str()) {
             // The size of the preset, on the same tokens and batches as all others.
-            layers = layers.preset(value);
             let t = &base.train;
             sets.extend([
+                format!("model.preset={value}"),
                 format!("train.batch={}", t.batch),
                 format!("train.sequence={}", t.sequence),
                 format!("train.accumulate={}", t.accumulate),
@@ -189,6 +204,11 @@ fn margin(noise: Option<f64>) -> f64 {
     noise.unwrap_or(0.0) * std::f64::consts::SQRT_2
 }
 
+/// A difference of two runs that is no chance, at 5 %: `noise` is from so many seeds.
+fn told_apart(noise: f64, seeds: usize) -> f64 {
+    margin(Some(noise)) * two_sided_quantile(0.05, seeds.saturating_sub(1).max(1) as f64)
+}
+
 /// Successive halving. `trial` trains a candidate on so many tokens with a seed (from 0) and tells its held-out bits per byte, infinite
 /// where it diverged; `seeds` of the candidate at the cut of the first rung tell the noise.
 pub fn halving(
@@ -231,8 +251,21 @@ pub fn halving(
             (row.rungs, row.tokens, row.bits_per_byte) = (rung + 1, tokens, bits.is_finite().then_some(bits));
         }
         alive.sort_by(|a, b| loss(&rows[*a]).total_cmp(&loss(&rows[*b])));
+        // What diverged goes no further, and no place is kept for it.
+        alive.retain(|c| {
+            let row = &mut rows[*c];
+            if row.bits_per_byte.is_none() {
+                row.dropped = Some(format!("rung {}: it diverged", rung + 1));
+            }
+            row.bits_per_byte.is_some()
+        });
+        if alive.is_empty() {
+            return Err(CompareError::Mistake(
+                "every model of the sweep diverged: lower optimizer.lr".into(),
+            ));
+        }
         let half = alive.len().div_ceil(2);
-        if rung == 0 && seeds > 1 && rows[alive[half - 1]].bits_per_byte.is_some() {
+        if rung == 0 && seeds > 1 {
             let c = alive[half - 1];
             let mut bits = vec![loss(&rows[c])];
             for seed in 1..seeds as u64 {
@@ -250,51 +283,51 @@ pub fn halving(
         let worst = loss(&rows[alive[kept - 1]]);
         for &c in &alive[kept..] {
             let row = &mut rows[c];
-            row.dropped = Some(match row.bits_per_byte {
-                None => format!("rung {}: it diverged", rung + 1),
-                Some(bits) => format!(
-                    "rung {} of {rungs}: {bits:.4} bits per byte after {} tokens, {:.4} more than the last of the {kept} that went on",
-                    rung + 1,
-                    row.tokens,
-                    bits - worst,
-                ),
-            });
+            let bits = loss(row);
+            row.dropped = Some(format!(
+                "rung {} of {rungs}: {bits:.4} bits per byte after {} tokens, {:.4} more than the last of the {kept} that went on",
+                rung + 1,
+                row.tokens,
+                bits - worst,
+            ));
         }
         alive.truncate(kept);
     }
     let best = alive[0];
-    if rows[best].bits_per_byte.is_none() {
-        return Err(CompareError::Mistake("every model of the sweep diverged: lower optimizer.lr".into()));
-    }
-    let words = explain(&rows, &alive, noise);
+    let words = explain(&rows, &alive, noise, seeds);
     let chosen = candidates[best].sets.clone();
     rows.sort_by(|a, b| b.rungs.cmp(&a.rungs).then(loss(a).total_cmp(&loss(b))));
     Ok(Sweep { flops, shares, noise, rows, chosen, words, skipped: Vec::new() })
 }
 
 /// The choice in words.
-fn explain(rows: &[Row], last: &[usize], noise: Option<f64>) -> Vec<String> {
+fn explain(rows: &[Row], last: &[usize], noise: Option<f64>, seeds: usize) -> Vec<String> {
     let best = &rows[last[0]];
     let bits = |row: &Row| row.bits_per_byte.unwrap_or(f64::INFINITY);
     let mut words = vec![format!(
-        "{} is chosen: {:.4} held-out bits per byte after {} tokens at {} operations per token, the lowest of {} candidates for \
-         these training operations",
+        "{} is chosen: {:.4} held-out bits per byte after {} tokens at {} operations per token, the lowest of the {} of {} candidates \
+         that came to the last rung",
         best.name,
         bits(best),
         best.tokens,
         best.flops_per_token,
+        last.len(),
         rows.len()
     )];
-    let near: Vec<&Row> =
-        last[1..].iter().map(|c| &rows[*c]).filter(|r| bits(r) - bits(best) <= margin(noise)).collect();
-    if let Some(noise) = noise {
-        words.push(format!(
-            "between seeds, losses of a short run differ by {noise:.4} (standard deviation): differences below {:.4} mean little",
-            margin(Some(noise))
-        ));
-    } else {
-        words.push("one seed: how much of the differences is chance is not known".into());
-    }
+    let apart = noise.map(|noise| told_apart(noise, seeds));
+    let near: Vec<&Row> = last[1..]
+        .iter()
+        .map(|c| &rows[*c])
+        .filter(|r| apart.is_some_and(|apart| bits(r) - bits(best) <= apart))
+        .collect();
+    words.push(match (noise, apart) {
+        (Some(noise), Some(apart)) => format!(
+            "between {seeds} seeds, losses of a short run differ by {noise:.4} (standard deviation): differences of two runs below {apart:.4} \
+             may be chance (5 %)"
+        ),
+        _ if seeds > 1 => "how much of the differences is chance could not be measured: a seed diverged".into(),
+        _ => "one seed: how much of the differences is chance is not known".into(),
+    });
     for row in near {
         let cheaper = match row.flops_per_token as f64 / best.flops_per_token as f64 {
             r if r < 0.99 => format!(", and a token costs {r:.2} times as much there"),
@@ -353,7 +386,22 @@ mod tests {
         assert_eq!((found.len(), skipped.len()), (10, 2));
         assert!(skipped[0].starts_with("experts=2 top_k=4"), "{skipped:?}");
         assert!(found.iter().any(|c| c.name == "experts=8 top_k=1 size=64" && c.config.model.hidden == 64));
-        for wrong in ["experts", "size=", "no=1,2", "experts=4,4"] {
+        assert!(
+            found
+                .iter()
+                .filter(|c| c.name.ends_with("size=nano"))
+                .all(|c| c.sets.contains(&"model.preset=nano".to_owned()))
+        );
+        for wrong in [
+            "experts",
+            "size=",
+            "no=1,2",
+            "experts=4,4",
+            "experts=4,8,4",
+            "data.vocab=1,2",
+            "train.sequence=32,64",
+            "train.seed=1,2",
+        ] {
             let error = axis(wrong).unwrap_err();
             assert!(error.is_users_mistake() && !error.to_string().contains('\n'), "{error}");
         }
@@ -378,6 +426,7 @@ mod tests {
         assert!(sweep.noise.unwrap() > 0.0 && sweep.rows.iter().filter(|r| r.dropped.is_some()).count() >= 4);
         assert!(spent < 0.85 * flops * found.len() as f64, "{}", spent / flops);
         assert!(sweep.words[0].contains("experts=16 top_k=2 is chosen"), "{:?}", sweep.words);
+        assert!(sweep.words[1].contains("may be chance"), "{:?}", sweep.words);
     }
 
     #[test]
@@ -387,6 +436,19 @@ mod tests {
         let mut one = |c: &Candidate, _, _| Ok(if c.name == "lr=10" { f64::INFINITY } else { 2.0 });
         let sweep = halving(&found, flops, 1, &mut one).unwrap();
         assert!(sweep.rows[2].dropped.as_ref().unwrap().contains("diverged"));
+        // Of four, three diverge: the one that is left is chosen, and nobody else is trained again.
+        let (found, _) = candidates(&["lr=0.001,0.003,10,20"]);
+        let mut trained = 0;
+        let mut three = |c: &Candidate, _, _| {
+            trained += 1;
+            Ok(if c.name == "lr=0.003" { 2.0 } else { f64::INFINITY })
+        };
+        let sweep = halving(&found, flops, 1, &mut three).unwrap();
+        assert_eq!(
+            (sweep.rows[0].name.as_str(), sweep.rows.iter().filter(|r| r.dropped.is_some()).count()),
+            ("lr=0.003", 3)
+        );
+        assert_eq!(trained, 4 + sweep.shares.len() - 1);
         assert!(halving(&found, flops, 1, &mut |_, _, _| Ok(f64::INFINITY)).unwrap_err().is_users_mistake());
     }
 }

@@ -57,8 +57,13 @@ pub fn verdict(c: &Comparison, intervals: usize, alpha: f64) -> Verdict {
         return Verdict { finding: Finding::Unknown, label: "Not known".into(), sentence, notes };
     };
     let width = d.high - d.low;
+    let rates = match c.rates {
+        (a, b) if a == b => format!(", both at learning rate {a}"),
+        (a, b) if a.is_finite() && b.is_finite() => format!(", at learning rates {a} and {b}"),
+        _ => String::new(),
+    };
     let numbers = format!(
-        "{us} minus {them} is {} bits per byte, {level} {} to {} ({seeds})",
+        "{us} minus {them} is {} bits per byte, {level} {} to {} ({seeds}{rates})",
         signed(d.estimate, width),
         signed(d.low, width),
         signed(d.high, width)
@@ -70,11 +75,11 @@ pub fn verdict(c: &Comparison, intervals: usize, alpha: f64) -> Verdict {
     };
     // Whoever was read before its end may only have lost by that.
     let unfair = match by_numbers {
-        Finding::Better => c.cut.as_ref() == Some(&c.other),
-        Finding::Worse => c.cut.as_ref() == Some(&c.subject),
+        Finding::Better => c.cut.contains(&c.other),
+        Finding::Worse => c.cut.contains(&c.subject),
         _ => false,
     };
-    let finding = if unfair { Finding::Unknown } else { by_numbers };
+    let finding = if unfair || c.unclaimed.is_some() { Finding::Unknown } else { by_numbers };
     let reached = c.reach.as_ref().and_then(|r| r.time).filter(|t| t.high < 1.0);
     let (label, sentence) = match finding {
         Finding::Better => match reached {
@@ -99,14 +104,21 @@ pub fn verdict(c: &Comparison, intervals: usize, alpha: f64) -> Verdict {
         }
         Finding::Unknown => (
             "Not known".into(),
-            format!(
-                "no claim at {at}: {numbers}, but {} was read before its learning rate had come down, which alone may make it lose",
-                c.cut.as_ref().map_or_else(String::new, crate::plan::Arm::words)
-            ),
+            match &c.unclaimed {
+                Some(why) => format!("no claim at {at}: {numbers}, but {why}"),
+                None => format!(
+                    "no claim at {at}: {numbers}, but {} was read before its learning rate had come down, which alone may make it lose",
+                    if by_numbers == Finding::Better { &them } else { &us }
+                ),
+            },
         ),
     };
     if let Some(reach) = &c.reach {
         notes.push(match (reach.time, reach.tokens, reach.flops) {
+            // There is a ratio only where all seeds came to it: without a difference such are chosen by chance, and say nothing.
+            (Some(_), ..) if finding != Finding::Better => {
+                format!("{us} came to the final loss of {them} in {} of {} seeds", reach.reached, reach.of)
+            }
             (Some(time), Some(tokens), Some(flops)) => format!(
                 "to come to the final loss of {them}, {us} took {} of its time, {} of its tokens and {} of its training FLOPs{}",
                 ratio_words(&time),
@@ -134,11 +146,12 @@ pub fn verdict(c: &Comparison, intervals: usize, alpha: f64) -> Verdict {
     }
     for arm in &c.risen {
         notes.push(format!(
-            "{} overfits: its held-out loss rose again before the end; a shorter run, or more text, would change this",
+            "{} overfits: its held-out loss rose again before the end; all runs are read at their lowest held-out loss, as if they had \
+             been stopped there",
             arm.words()
         ));
     }
-    if let (Some(cut), false) = (&c.cut, unfair) {
+    for cut in c.cut.iter().filter(|_| !unfair) {
         notes.push(format!(
             "{} takes longer and was read where the other ended, before its learning rate had come down: its loss is overstated",
             cut.words()
@@ -159,25 +172,30 @@ fn p_words(p: f64) -> String {
     if p < 0.001 { "below 0.001".into() } else { format!("{p:.3}") }
 }
 
-/// A ratio: two digits behind the point, or two significant ones.
+/// A ratio: two digits behind the point, or two significant ones; more where it would look like 1, which it is not.
 fn part(value: f64) -> String {
+    let text = |digits: usize| format!("{value:.digits$}");
     match value {
-        v if v >= 100.0 => format!("{v:.0}"),
-        v if v >= 0.1 => format!("{v:.2}"),
-        v => format!("{v:.3}"),
+        v if v >= 100.0 => text(0),
+        v if v < 0.1 => text(3),
+        1.0 => text(2),
+        _ => (2..6).map(text).find(|text| text.trim_end_matches('0') != "1.").unwrap_or_else(|| text(6)),
     }
 }
 
 /// With its sign, in as many digits as an interval of `width` deserves.
 fn signed(value: f64, width: f64) -> String {
-    let digits = match width.abs() {
+    let digits: usize = match width.abs() {
         w if w >= 0.1 => 2,
         w if w >= 0.01 => 3,
         _ => 4,
     };
-    let text = format!("{value:+.digits$}");
+    let is_zero = |text: &str| !text.bytes().any(|b| (b'1'..=b'9').contains(&b));
+    // What is not 0 does not look like it: an end beside 0 decides.
+    let text = |digits: usize| format!("{value:+.digits$}");
+    let found = (digits..9).map(text).find(|text| !is_zero(text));
     // Neither -0.00 nor +0.00.
-    if text.bytes().any(|b| (b'1'..=b'9').contains(&b)) { text } else { text[1..].to_owned() }
+    found.unwrap_or_else(|| text(digits)[1..].to_owned())
 }
 
 fn capital(text: &str) -> String {
@@ -249,6 +267,21 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_compared_is_not_judged() {
+        let mut c = compared(&[(1.0, 2.0), (1.1, 2.1), (0.9, 1.95)], (9.0, 10.0), Equality::Flops);
+        c.unclaimed = Some("MoE looks at later tokens".into());
+        let v = verdict(&c, 1, 0.05);
+        assert_eq!(v.finding, Finding::Unknown);
+        assert!(
+            v.sentence.starts_with("no claim") && v.sentence.ends_with("MoE looks at later tokens"),
+            "{}",
+            v.sentence
+        );
+        (c.unclaimed, c.rates) = (None, (0.003, 0.003));
+        assert!(verdict(&c, 1, 0.05).sentence.contains("both at learning rate 0.003"));
+    }
+
+    #[test]
     fn a_rising_loss_is_called_overfitting() {
         let mut c = compared(&[(1.0, 2.0), (1.1, 2.1)], (10.0, 10.0), Equality::Flops);
         c.risen = vec![c.other.clone()];
@@ -259,7 +292,8 @@ mod tests {
     fn numbers_are_as_long_as_they_deserve() {
         assert_eq!(signed(0.1234, 0.2), "+0.12");
         assert_eq!(signed(-0.0234, 0.02), "-0.023");
-        assert_eq!(signed(-0.0001, 0.5), "0.00");
+        assert_eq!((signed(-0.0001, 0.5), signed(0.0, 0.5)), ("-0.0001".into(), "0.00".into()));
         assert_eq!((part(0.614), part(0.0123), part(250.4)), ("0.61".into(), "0.012".into(), "250".into()));
+        assert_eq!((part(0.997), part(1.0), part(1.002)), ("0.997".into(), "1.00".into(), "1.002".into()));
     }
 }

@@ -14,6 +14,7 @@ fn base(name: &str, more: &[&str]) -> RunConfig {
 
 fn ask(base: RunConfig) -> Ask {
     Ask {
+        layers: Layers::over(base.clone()),
         base,
         tokens: 8_000_000,
         seeds: 3,

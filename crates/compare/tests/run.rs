@@ -65,6 +65,7 @@ fn layers(data: &Path) -> Layers {
 fn ask(data: &Path) -> Ask {
     Ask {
         base: configure(layers(data)).unwrap(),
+        layers: layers(data),
         tokens: 64 * 40,
         seeds: 2,
         arms: vec![Arm::Moe, Arm::Ensemble, Arm::EfficientEnsemble],
@@ -102,7 +103,7 @@ fn compare(
 ) -> Result<run::Outcomes> {
     let mut results = Results::open(out)?;
     let data = &senmon_data::Silent;
-    run::run_all(plan, &mut results, &mut Place { out, cache, data, watch, interrupted: flag })
+    run::run_all(&mut plan.clone(), &mut results, &mut Place { out, cache, data, watch, interrupted: flag })
 }
 
 /// What does not depend on the clock or on memory.

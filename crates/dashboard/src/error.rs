@@ -13,17 +13,19 @@ pub type Result<T, E = DashboardError> = std::result::Result<T, E>;
 pub enum DashboardError {
     /// It is no address.
     #[error(
-        "expected PORT, HOST:PORT or [HOST]:PORT with a host of this machine (127.0.0.1, localhost, [::1]), found {0:?}"
+        "--dashboard expects PORT, HOST:PORT or [HOST]:PORT with a host of this machine (127.0.0.1, localhost, [::1]), found {0:?}"
     )]
     Address(String),
     /// Others could reach it.
     #[error(
-        "the live view is for this machine alone, and {0} can be reached from others; give a port only, and from elsewhere go \
+        "--dashboard: the live view is for this machine alone, and {0} can be reached from others; give a port only, and from elsewhere go \
          through ssh -L PORT:127.0.0.1:PORT"
     )]
     Exposed(SocketAddr),
     /// It cannot be had.
-    #[error("cannot serve the live view on {address}: {error}; give another port, or 0 for any that is free")]
+    #[error(
+        "--dashboard: cannot serve the live view on {address}: {error}; give another port, or 0 for any that is free"
+    )]
     Taken {
         /// Where it was to be.
         address: SocketAddr,
@@ -31,7 +33,7 @@ pub enum DashboardError {
         error: std::io::Error,
     },
     /// No thread for it.
-    #[error("cannot start the live view: {0}")]
+    #[error("--dashboard: cannot start the live view: {0}")]
     Start(std::io::Error),
 }
 

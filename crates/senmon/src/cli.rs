@@ -165,7 +165,7 @@ pub struct TrainArgs {
     /// Serve a page that shows the run as it goes, to this machine alone: at PORT or HOST:PORT, by default 127.0.0.1:7878 or
     /// the next port that is free
     #[arg(long, value_name = "ADDR", num_args = 0..=1)]
-    pub dashboard: Option<Option<senmon_dashboard::Address>>,
+    pub dashboard: Option<Option<String>>,
     /// What products with weights are rounded to; all else stays f32
     #[arg(long, value_name = "HOW", value_enum)]
     pub precision: Option<PrecisionArg>,
@@ -449,18 +449,25 @@ pub struct CompareArgs {
     #[arg(
         long,
         value_name = "ARMS",
+        conflicts_with = "sweep",
         value_delimiter = ',',
         default_value = "moe,dense,dense-total,ensemble,efficient-ensemble"
     )]
     pub arms: Vec<String>,
     /// What is equal: training flops, active parameters, total parameters, wall time
-    #[arg(long, value_name = "WHAT", value_delimiter = ',', default_value = "flops,active,total,time")]
+    #[arg(
+        long,
+        value_name = "WHAT",
+        conflicts_with = "sweep",
+        value_delimiter = ',',
+        default_value = "flops,active,total,time"
+    )]
     pub equal: Vec<String>,
     /// Kinds of router, each an arm
-    #[arg(long, value_name = "KINDS", value_delimiter = ',')]
+    #[arg(long, value_name = "KINDS", conflicts_with = "sweep", value_delimiter = ',')]
     pub routers: Vec<String>,
     /// Members of the ensembles
-    #[arg(long, value_name = "N", default_value_t = 2)]
+    #[arg(long, value_name = "N", conflicts_with = "sweep", default_value_t = 2)]
     pub members: usize,
     /// Instead of arms: search these shapes by successive halving (experts, top_k, width, shared, layers, hidden, router, lr, size, or
     /// table.key)

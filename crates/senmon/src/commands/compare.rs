@@ -3,7 +3,7 @@
 use super::texts::cache_folder;
 use super::{on_threads, print, print_json, size};
 use crate::cli::CompareArgs;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::ui::{DataProgress, INTERRUPTED, catch_interrupts};
 use senmon_compare::analysis::Analysis;
 use senmon_compare::files::{self, PAGE};
@@ -68,8 +68,12 @@ fn compare(args: &CompareArgs, layers: &Layers, base: &RunConfig) -> Result<()> 
     let arms = args.arms.iter().map(|name| name.parse()).collect::<senmon_compare::Result<Vec<Arm>>>()?;
     let equal =
         args.equal.iter().map(|name| name.parse()).collect::<senmon_compare::Result<Vec<Equality>>>()?;
+    if args.plan && args.common.json {
+        return Err(Failure::mistake("--plan is told in words: leave out --json"));
+    }
     let mut ask = Ask {
         base: base.clone(),
+        layers: layers.clone(),
         tokens: 1,
         seeds: args.seeds,
         arms,
@@ -81,6 +85,8 @@ fn compare(args: &CompareArgs, layers: &Layers, base: &RunConfig) -> Result<()> 
     if axes.is_empty() {
         Plan::new(&ask)?;
     }
+    // Before anything is measured or trained there: the folder is this process's, and holds no run.
+    let mut results = if args.plan { None } else { Some(Results::open(&args.out)?) };
     let progress = DataProgress::new(quiet);
     let cache = cache_folder();
     let mut lines = Lines { quiet, last: None };
@@ -94,11 +100,14 @@ fn compare(args: &CompareArgs, layers: &Layers, base: &RunConfig) -> Result<()> 
     let t = &base.train;
     ask.tokens = match (&args.tokens, args.minutes.or(t.minutes)) {
         (Some(tokens), _) => size("--tokens", tokens)?,
-        (None, Some(minutes)) => run::tokens_of_minutes(base, minutes, &mut place)?,
+        (None, Some(minutes)) => run::tokens_of_minutes(base, minutes, !args.plan, &mut place)?,
         (None, None) => t.tokens.or(t.steps.map(|s| s.saturating_mul(base.tokens_per_step()))).unwrap_or(0),
     };
+    if ask.tokens == 0 || args.seeds == 0 {
+        return Err(Failure::mistake("expected --tokens and --seeds of 1 or more"));
+    }
     if axes.is_empty() {
-        let plan = Plan::new(&ask)?;
+        let mut plan = Plan::new(&ask)?;
         if !quiet || args.plan {
             let words = plan_words(&plan)?;
             if args.plan {
@@ -106,11 +115,12 @@ fn compare(args: &CompareArgs, layers: &Layers, base: &RunConfig) -> Result<()> 
             }
             eprint!("{words}");
         }
-        let mut results = Results::open(&args.out)?;
-        let outcomes = run::run_all(&plan, &mut results, &mut place)?;
+        let Some(results) = &mut results else { return Ok(()) };
+        let outcomes = run::run_all(&mut plan, results, &mut place)?;
         let analysis = Analysis::new(&plan, &outcomes);
         let said = verdicts(&analysis);
-        let facts = facts(args, base, ask.tokens);
+        let mut facts = facts(args, base, ask.tokens);
+        facts.push(("Learning rate".into(), format!("{}, the same for all", base.optimizer.lr)));
         let document = files::write(&args.out, &plan, &outcomes, &analysis, &said, &facts)?;
         return match args.common.json {
             true => print_json(&document),
@@ -131,8 +141,8 @@ fn compare(args: &CompareArgs, layers: &Layers, base: &RunConfig) -> Result<()> 
         });
         return print(&text);
     }
-    let mut results = Results::open(&args.out)?;
-    let mut found = search(&candidates, flops * ask.tokens as f64, args.seeds, &mut results, &mut place)?;
+    let Some(results) = &mut results else { return Ok(()) };
+    let mut found = search(&candidates, flops * ask.tokens as f64, args.seeds, results, &mut place)?;
     found.skipped = skipped;
     let document = files::write_sweep(&args.out, &found, &facts(args, base, ask.tokens))?;
     match args.common.json {
@@ -156,7 +166,6 @@ fn facts(args: &CompareArgs, base: &RunConfig, tokens: u64) -> Facts {
         fact("Budget", format!("{} tokens of it", short(tokens as f64))),
         fact("Seeds", args.seeds.to_string()),
         fact("Threads", rayon::current_num_threads().to_string()),
-        fact("Learning rate", format!("{}, the same for all", base.optimizer.lr)),
     ]
 }
 

@@ -7,7 +7,7 @@ use crate::cli::TrainArgs;
 use crate::failure::{Failure, Result};
 use crate::ui::{DataProgress, INTERRUPTED, on_terminal, peak_memory};
 use indicatif::ProgressDrawTarget;
-use senmon_dashboard::Dashboard;
+use senmon_dashboard::{Address, Dashboard};
 use senmon_data::TextTokenizer;
 use senmon_models::penalties::Penalties;
 use senmon_models::sampling::Sampling;
@@ -38,7 +38,7 @@ pub(super) fn run(mut args: TrainArgs) -> Result<()> {
     }
     crate::ui::catch_interrupts();
     // An address that cannot be had ends the command before anything is made.
-    let live = args.dashboard.map(|address| address.unwrap_or_default().bind()).transpose()?;
+    let live = args.dashboard.as_ref().map(|address| address_of(address.as_deref())?.bind()).transpose()?;
     if args.resume {
         let folder = RunFolder::resume(&args.out)?;
         let layers = Layers::over(folder.read_config()?);
@@ -238,6 +238,11 @@ fn train(setup: Setup, args: &TrainArgs, live: Option<TcpListener>) -> Result<()
         );
     }
     Ok(())
+}
+
+/// Where the live view is to be.
+fn address_of(text: Option<&str>) -> senmon_dashboard::Result<Address> {
+    text.map_or_else(|| Ok(Address::default()), str::parse)
 }
 
 /// The live view.
