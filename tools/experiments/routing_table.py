@@ -74,11 +74,27 @@ TECHNIQUES = {
 }
 
 
+# What all others are held against, seed by seed: seeds differ more than techniques do, and a technique's runs share theirs with these.
+BASE = "topk_pre, aux"
+# Student's t at 95 %, both sides, for one and two degrees of freedom.
+T = {2: 12.71, 3: 4.303}
+
+
+def against(runs, base):
+    """The mean difference from the base over seeds that both have, and half of its 95 % interval."""
+    own = [run["bits_per_byte"] - base[run["seed"]] for run in runs if run["seed"] in base]
+    if not own or runs[0]["technique"] == BASE:
+        return ""
+    half = f" ± {T[len(own)] * statistics.stdev(own) / len(own) ** 0.5:.3f}" if len(own) in T else ""
+    return f"{statistics.mean(own):+.3f}{half}"
+
+
 def table(done):
     """Markdown: a row for each technique, means over seeds."""
-    rows = ["| technique | held-out bits per byte, mean (by seed) | load CV | dead of all experts | drops | tokens/s | MFLOP per token |",
-            "|---|---|---|---|---|---|---|"]
+    rows = [f"| technique | held-out bits per byte, mean (by seed) | less {BASE}, paired | load CV | dead of all experts | drops | tokens/s | MFLOP per token |",
+            "|---|---|---|---|---|---|---|---|"]
     ranked = []
+    base = {run["seed"]: run["bits_per_byte"] for run in done if run["technique"] == BASE}
     for name in TECHNIQUES:
         runs = sorted((run for run in done if run["technique"] == name), key=lambda run: run["seed"])
         if not runs:
@@ -89,7 +105,7 @@ def table(done):
         drops = statistics.mean(statistics.mean(run["drops"]) if run["drops"] else 0 for run in runs)
         by_seed = ", ".join(f"{b:.3f}" for b in bits)
         speed = statistics.median(run["tokens_per_second"] for run in runs)
-        ranked.append((statistics.mean(bits), f"| {name} | {statistics.mean(bits):.3f} ({by_seed}) | {cv:.2f} | {dead} "
+        ranked.append((statistics.mean(bits), f"| {name} | {statistics.mean(bits):.3f} ({by_seed}) | {against(runs, base)} | {cv:.2f} | {dead} "
                        f"| {drops:.0f} | {speed / 1000:.1f} k | {runs[0]['flops_per_token'] / 1e6:.2f} |"))
     return "\n".join(rows + [row for _, row in sorted(ranked)])
 

@@ -142,6 +142,7 @@ class Trace:
         self.about, self.domain_names = about, json.loads(about["domains"])
         for column in ("tokens", "sequence", "position", "targets", "predicted", "loss", "domains"):
             setattr(self, column, tensors[column])
+        self.document = tensors.get("documents", self.sequence)
         numbers = json.loads(about["layers"])
         experts = json.loads(about["experts"]) if "experts" in about else [None] * len(numbers)
         names = json.loads(about["names"]) if "names" in about else [str(n) for n in numbers]
@@ -226,8 +227,9 @@ def specialization(layer, classes, count):
 
 def domains(layer, trace, options):
     count, found = len(trace.domain_names), specialization(layer, trace.domains.astype(int), len(trace.domain_names))
-    cuts = [np.flatnonzero(np.diff(trace.domains[rows].astype(int))) + 1 for rows in trace.texts]
-    blocks = [block for rows, at in zip(trace.texts, cuts) for block in np.split(rows, at)]
+    rows = np.concatenate(trace.texts)
+    kinds = np.stack([trace.document[rows], trace.domains[rows]]).astype(int)
+    blocks = np.split(rows, np.flatnonzero(np.diff(kinds).any(0)) + 1)
     drawn = []
     for round in range(options["shuffles"]):
         moved = np.zeros(trace.n, int)
@@ -376,13 +378,23 @@ def placement(layer, trace, options, ours=None):
     return each
 
 
-def transition(a, b, options):
-    t = np.zeros((a.e, b.e), int)
-    for x, y in zip(a.first, b.first):
-        t[x, y] += x >= 0 and y >= 0
+def elsewhere(made, tried):
+    if not made.sum() or not tried.sum():
+        return figure(None)
+    busiest = made.sum(0).argmax()
+    guesses = [row.argmax() if row.any() else busiest for row in made]
+    return figure(tried[range(len(tried)), guesses].sum() / tried.sum(), 1 / made.shape[1], tried[:, busiest].sum() / tried.sum())
+
+
+def transition(a, b, trace):
+    halves = np.zeros((2, a.e, b.e), int)
+    for x, y, document in zip(a.first, b.first, trace.document):
+        halves[document % 2, x, y] += x >= 0 and y >= 0
+    t = halves.sum(0)
     n, guess = t.sum(), t.max(1).sum()
     return {"layers": [a.number, b.number], "tokens": n, "counts": t, "shares": [[div(x, row.sum()) for x in row] for row in t],
-            "by_load": t.sum(0) / n, "information": information(t, 1), "guess": figure(guess / n, 1 / b.e, t.sum(0).max() / n)}
+            "by_load": t.sum(0) / n, "information": information(t, 1), "guess": figure(guess / n, 1 / b.e, t.sum(0).max() / n),
+            "guess_elsewhere": elsewhere(*halves)}
 
 
 def paths(layers, options):
@@ -454,7 +466,8 @@ def replay(trace, scenario):
                  "assignments": counts.sum(), "idle": after - counts.sum(), "dropped_before": layer.dropped[:, :k].sum(),
                  "dropped": before - after, "dropped_rate": figure(div(before - after, before), chance),
                  "without": (slots[layer.seen] == EMPTY).all(1).sum(), "counts": counts, "ranks": None, "cache": None}
-        cv = math.sqrt((1 - min(k / e, 1)) / min(k / e, 1) / layer.n)
+        p = min(sum(map(len, sets)) / layer.n / e, 1)
+        cv = math.sqrt((1 - p) / p / layer.n)
         found["max_over_mean"] = figure(counts.max() / counts.mean(), 1 + cv * greatest(e))
         if "ranks" in scenario:
             r = scenario["ranks"]["ranks"]
@@ -484,7 +497,7 @@ def statistics(trace, options, ours=None):
     windows += [trace.layers] if w < len(trace.layers) else []
     return {"model": trace.about["model"], "router": trace.about["router"], "domains": trace.domain_names, "tokens": trace.n,
             "texts": len(trace.texts), "loss": number(trace.loss[np.isfinite(trace.loss)].astype(float).mean()), "layers": out,
-            "transitions": [transition(a, b, options) for a, b in zip(trace.layers, trace.layers[1:])],
+            "transitions": [transition(a, b, trace) for a, b in zip(trace.layers, trace.layers[1:])],
             "paths": [p for p in (paths(of, options) for of in windows) if p["tokens"]]}
 
 

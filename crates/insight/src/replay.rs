@@ -238,7 +238,7 @@ fn of(trace: &Trace, layer: &Layer, texts: &[Vec<usize>], scenario: &Scenario) -
     });
     let mean = total as f64 / experts as f64;
     // Experts that a token has, on average: fewer than slots where the router gives as many as it likes.
-    let p = ratio(total as f64, layer.seen.len() as f64 * experts as f64).map(|p| p.min(1.0));
+    let p = ratio(sets.total() as f64, layer.seen.len() as f64 * experts as f64).map(|p| p.min(1.0));
     let cv = p.and_then(|p| ratio(((1.0 - p) / p).sqrt(), (layer.seen.len() as f64).sqrt()));
     Ok(Replayed {
         layer: layer.number,
