@@ -207,7 +207,7 @@ fn what_a_models_makers_advise_is_the_default() {
         command.stdin(std::fs::File::open(place.path("question")).unwrap());
         printed(command)
     };
-    let cold = chat("--temperature 0");
+    let cold = chat("--temperature 0 --repetition-penalty 1");
     advise(json!({ "do_sample": false }));
     assert_eq!(chat("--seed 1"), cold);
     advise(json!({ "temperature": -1 }));

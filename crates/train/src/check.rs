@@ -55,6 +55,7 @@ impl RunConfig {
             return Err(TrainError::bad("model.head_dim", m.head_dim, "must be even, for rotary positions"));
         }
         positive("model.norm_eps", m.norm_eps)?;
+        m.init_std.map_or(Ok(()), |std| positive("model.init_std", std))?;
         positive("model.rope_theta", m.rope_theta)?;
         if let (None, Some(vocab)) = (&self.data.tokenizer, m.vocab)
             && self.data.vocab > vocab

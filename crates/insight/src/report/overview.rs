@@ -40,6 +40,14 @@ fn verdicts(report: &Report) -> Vec<Verdict> {
                     tally.domains as f64 * LEVEL
                 )),
         ),
+        () if tally.domains == 0 => Verdict::new(
+            Tone::Neutral,
+            "No specialisation by domain",
+            format!(
+                "Of {} experts none is labelled with a domain: tokens, what follows or places say more of what they have, or nothing does.",
+                tally.experts
+            ),
+        ),
         () => Verdict::new(
             Tone::Neutral,
             "No specialisation by domain",
