@@ -46,19 +46,18 @@ pub fn check(
         let controls: Vec<Option<usize>> =
             (0..experts.len()).map(|e| control(seed, layer.layer, e, &used)).collect();
         // Of each expert without it, and what its label's tokens lose without the control.
-        let (mut own, mut other) = (vec![None; experts.len()], vec![None; experts.len()]);
+        let (mut own, mut other) = (Vec::with_capacity(experts.len()), vec![None; experts.len()]);
         for off in 0..experts.len() {
             let Some(losses) = pass(Some((layer.layer, off as u32)))? else { return Ok(None) };
             let of = |e: usize| Ablation::of(&base, layer.layer, off as u16, &experts[e].label, &losses);
-            own[off] = Some(of(off)?);
+            own.push(of(off)?);
             for e in (0..experts.len()).filter(|e| controls[*e] == Some(off)) {
                 other[e] = Some(of(e)?);
             }
         }
         let each = own.into_iter().zip(other).zip(experts).zip(&controls).enumerate();
         checked.push(
-            each.map(|(e, (((own, other), words), control))| {
-                let ablation = own.unwrap_or_default();
+            each.map(|(e, (((ablation, other), words), control))| {
                 let confirmation = other.map(|other| confirm(&words.label, &ablation, &other));
                 Checked {
                     confirmation: confirmation.unwrap_or_default(),
