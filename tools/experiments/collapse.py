@@ -12,7 +12,8 @@ from runs import ROOT, arguments, put_table, read, train, unknown
 PAGE = ROOT / "docs/routing.md"
 TOKENS = 400_000
 SEEDS = [0, 1, 2]
-SETTING = ["router.kind=switch", "experts.count=16", "experts.intermediate=256", "balance.aux=0", "balance.z=0"]
+# The deviation that weights begin with is said: what a router does early depends on it.
+SETTING = ["router.kind=switch", "experts.count=16", "experts.intermediate=256", "balance.aux=0", "balance.z=0", "model.init_std=0.02"]
 SIGMOID = ["router.kind=sigmoid_bias", "router.normalize=false"]
 METHODS = {
     "nothing": [],
