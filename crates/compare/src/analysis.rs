@@ -56,7 +56,7 @@ pub struct Comparison {
     pub difference: Option<Interval>,
     /// The same over seeds alone.
     pub seeds_only: Option<Interval>,
-    /// p of the difference, corrected by Holm's rule over all differences.
+    /// p of the difference, corrected by Holm's rule over all differences and ratios.
     pub holm_p: Option<f64>,
     /// Arms of which a run is longer than the time that is compared at, and was read before its learning rate had come down.
     pub cut: Vec<Arm>,
@@ -129,7 +129,14 @@ impl Analysis {
                 comparison
             })
             .collect();
-        let p: Vec<f64> = comparisons.iter().map(|c| c.difference.map_or(1.0, |d| d.p)).collect();
+        // Over the same intervals that the correction of each counts: differences first, then ratios.
+        let of = |interval: Option<Interval>| interval.map_or(1.0, |i| i.p);
+        let ratios = comparisons.iter().filter_map(|c| c.reach.as_ref());
+        let p: Vec<f64> = comparisons
+            .iter()
+            .map(|c| of(c.difference))
+            .chain(ratios.flat_map(|reach| [of(reach.time), of(reach.tokens)]))
+            .collect();
         for (comparison, p) in comparisons.iter_mut().zip(holm(&p)) {
             comparison.holm_p = comparison.difference.map(|_| p);
         }

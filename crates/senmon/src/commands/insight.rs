@@ -215,24 +215,33 @@ pub(super) fn of_two(args: &InspectArgs, first: Opened, other: &Path) -> Result<
             )));
         }
     };
+    let names = short_names(model, other);
     let mut sides = Vec::new();
     let both = [(model, first, windows), (other, second, of_second)];
     for ((model, loaded, windows), kind) in both.into_iter().zip(kinds) {
         let (_, trace) = routed(&windows, model, loaded, kind)?;
         let statistics = statistics::of(&trace, &Options::default())?;
-        sides.push((model.display().to_string(), trace, statistics));
+        sides.push((trace, statistics));
     }
     let [a, b] = &sides[..] else { return Err(Failure::other("two models are compared")) };
     if let Some(file) = &args.report {
         let page = report::compare(
-            Side { name: &a.0, trace: &a.1, statistics: &a.2 },
-            Side { name: &b.0, trace: &b.1, statistics: &b.2 },
+            Side { name: &names[0], trace: &a.0, statistics: &a.1 },
+            Side { name: &names[1], trace: &b.0, statistics: &b.1 },
         );
         write(file, &page)?;
     }
-    let agreement = statistics::saturation(&a.1, &b.1).ok();
-    let names = [a.0.clone(), b.0.clone()];
-    Ok(Two { names, statistics: [a.2.clone(), b.2.clone()], agreement })
+    let agreement = statistics::saturation(&a.0, &b.0).ok();
+    Ok(Two { names, statistics: [a.1.clone(), b.1.clone()], agreement })
+}
+
+/// What two models are called: their last names where these tell them apart, else their paths.
+fn short_names(a: &Path, b: &Path) -> [String; 2] {
+    let last = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    match (last(a), last(b)) {
+        (Some(a), Some(b)) if a != b => [a, b],
+        _ => [a.display().to_string(), b.display().to_string()],
+    }
 }
 
 /// A model's tokenizer as it is in its file, to see whether two are one.
@@ -323,4 +332,16 @@ pub(super) fn table(statistics: &Statistics) -> String {
     }
     out.push_str("\nWhat each figure is: docs/insight.md\n");
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_short_where_they_tell_apart() {
+        let names = |a: &str, b: &str| short_names(Path::new(a), Path::new(b));
+        assert_eq!(names("runs/a", "runs/a/checkpoints/step-7"), ["a", "step-7"]);
+        assert_eq!(names("x/a", "y/a"), ["x/a", "y/a"]);
+    }
 }
