@@ -1,7 +1,7 @@
 //! The live view of a training run: a page on loopback that shows loss, speed, the load of every expert and alarms as
 //! they come.
 //!
-//! A [`Dashboard`] is an [`Observer`](senmon_train::observer::Observer): what it is told it keeps, thinned out ([`series`]) so that a
+//! A [`Dashboard`] is an [`Observer`]: what it is told it keeps, thinned out ([`series`]) so that a
 //! long run takes no more memory than a short one. The page is made from that by a thread of its own, when a browser asks,
 //! and at most once a second for all browsers together. What has changed is then sent to each as server-sent events. A
 //! browser may go and come back: it finds the whole run so far.
