@@ -30,6 +30,9 @@ pub enum CompareError {
         /// Runs in all.
         of: usize,
     },
+    /// The user ended it while the machine's speed was measured.
+    #[error("interrupted while the speed was measured: nothing is kept, say the same again")]
+    Unmeasured,
     /// A file or folder cannot be read or written.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -62,7 +65,7 @@ impl CompareError {
         match self {
             Self::Mistake(_) | Self::Io { .. } | Self::File { .. } => true,
             Self::Run { source, .. } | Self::Train(source) => source.is_users_mistake(),
-            Self::Interrupted { .. } | Self::Page(_) => false,
+            Self::Interrupted { .. } | Self::Unmeasured | Self::Page(_) => false,
         }
     }
 
@@ -70,7 +73,7 @@ impl CompareError {
     pub fn is_interruption(&self) -> bool {
         use senmon_data::DataError::Cancelled;
         match self {
-            Self::Interrupted { .. } => true,
+            Self::Interrupted { .. } | Self::Unmeasured => true,
             Self::Run { source, .. } | Self::Train(source) => matches!(**source, TrainError::Data(Cancelled)),
             _ => false,
         }

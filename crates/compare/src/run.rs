@@ -147,18 +147,7 @@ pub fn one(job: &Job, results: &mut Results, place: &mut Place, at: (usize, usiz
         Ok(None) => return Err(interrupted()),
         Err(e) if e.is_interruption() => return Err(interrupted()),
         Err(CompareError::Train(e)) if matches!(*e, TrainError::NonFinite { .. }) => {
-            let f = measure(&job.config)?;
-            Record {
-                hash: job.hash.clone(),
-                name: job.name.clone(),
-                seed: job.seed,
-                members: 1,
-                parameters: f.total,
-                active_parameters: f.active,
-                flops_per_token: f.flops_per_token,
-                failed: Some(e.to_string()),
-                ..Record::default()
-            }
+            Record { failed: Some(e.to_string()), ..begun(job, &job.config)? }
         }
         Err(CompareError::Train(source)) => return Err(CompareError::Run { name: job.name.clone(), source }),
         Err(e) => return Err(e),
@@ -167,6 +156,21 @@ pub fn one(job: &Job, results: &mut Results, place: &mut Place, at: (usize, usiz
     place.watch.ends(&record);
     results.add(record.clone())?;
     Ok(record)
+}
+
+/// What is known of a run before it is trained.
+fn begun(job: &Job, config: &RunConfig) -> Result<Record> {
+    let f = measure(config)?;
+    Ok(Record {
+        hash: job.hash.clone(),
+        name: job.name.clone(),
+        seed: job.seed,
+        members: 1,
+        parameters: f.total,
+        active_parameters: f.active,
+        flops_per_token: f.flops_per_token,
+        ..Record::default()
+    })
 }
 
 /// What times depend on beside the run: threads and the instruction set.
@@ -261,17 +265,10 @@ fn train(job: &Job, place: &mut Place) -> Result<Option<Record>> {
         trainer.run(&mut observers, &stop)?;
     }
     let data = trainer.progress.data.clone();
-    let f = measure(&trainer.config)?;
+    let begun = begun(job, &trainer.config)?;
     drop(trainer);
     let tokens = job.config.tokens_per_step() * last;
     let mut record = Record {
-        hash: job.hash.clone(),
-        name: job.name.clone(),
-        seed: job.seed,
-        members: 1,
-        parameters: f.total,
-        active_parameters: f.active,
-        flops_per_token: f.flops_per_token,
         tokens,
         steps: last,
         seconds: tokens as f64 / median_speed(&metrics)?,
@@ -280,7 +277,7 @@ fn train(job: &Job, place: &mut Place) -> Result<Option<Record>> {
         data,
         domains: text.domains.clone(),
         windows,
-        ..Record::default()
+        ..begun
     };
     let points: Vec<(u64, u64)> = evals(&metrics)?.iter().map(|e| (e.step, e.tokens)).collect();
     fill(&mut record, &points, |step| heldout::read(&losses_at(place.out, &job.name, step)))?;
@@ -445,7 +442,7 @@ pub fn tokens_of_minutes(
             drop(trainer);
             std::fs::remove_dir_all(&root).map_err(CompareError::io("remove", &root))?;
             if place.interrupted.load(Ordering::Relaxed) {
-                return Err(CompareError::Interrupted { done: 0, of: 0 });
+                return Err(CompareError::Unmeasured);
             }
             let mut speeds = speeds.0.split_off(PROBE.0 as usize);
             speeds.sort_by(f64::total_cmp);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use senmon_page::{
     Axis, Block, Cell, Column, Figure, Figures, Format, Heat, Line, Lines, Page, Reference, Rich, Scale,
-    Section, Table, Tone, Verdict,
+    Section, Table, Tone, Verdict, spread,
 };
 use senmon_train::terminal::{duration, short};
 
@@ -209,11 +209,10 @@ fn domains(view: &View) -> Block {
 }
 
 fn load(view: &View) -> Section {
-    let few = pick(view.run.layers.len());
     let mut cv = lines("Load CV", Axis::new("coefficient of variation").format(Format::fixed(2)));
     let mut entropy =
         lines("Entropy of the load", Axis::new("share of the greatest").format(Format::fixed(2)));
-    for &place in &few {
+    for place in spread(view.run.layers.len(), CURVES) {
         let name = format!("layer {}", view.run.layers[place].0);
         let (of_cv, of_entropy) = View::of_layer(place);
         cv = cv.line(line(&name, &view.curve, of_cv));
@@ -225,12 +224,6 @@ fn load(view: &View) -> Section {
         .block(Block::from(cv).id("cv").half())
         .block(Block::from(entropy).id("entropy").half())
         .block(Block::from(moves(view)).id("moves"))
-}
-
-/// At most [`CURVES`] of `count` layers, from the first to the last.
-fn pick(count: usize) -> Vec<usize> {
-    let shown = count.min(CURVES);
-    (0..shown).map(|i| if shown > 1 { i * (count - 1) / (shown - 1) } else { 0 }).collect()
 }
 
 /// Colours around an even share.

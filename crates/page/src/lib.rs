@@ -49,5 +49,6 @@ pub use nest::{Details, Selector, Variant};
 pub use page::{Block, Content, Page, Reference, Section};
 pub use rich::{Rich, Span};
 pub use table::{Best, Cell, Column, Table};
+pub use thin::spread;
 pub use tokens::{TokenLayer, Tokens};
 pub use words::{Figure, Figures, Text, Tone, Verdict};

@@ -45,6 +45,12 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
+/// Places of at most `most` of `count` things, evenly from the first to the last: where all would be too many to show.
+pub fn spread(count: usize, most: usize) -> impl Iterator<Item = usize> + Clone {
+    let shown = count.min(most);
+    (0..shown).map(move |i| if shown > 1 { i * (count - 1) / (shown - 1) } else { 0 })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

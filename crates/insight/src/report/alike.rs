@@ -2,16 +2,14 @@
 
 use super::{MATRICES, Report, numbers, or_none};
 use crate::statistics::Alike;
-use senmon_page::{Block, Cell, Column, Format, Heat, Reference, Scale, Section, Selector, Table};
+use senmon_page::{Block, Cell, Column, Format, Heat, Reference, Scale, Section, Selector, Table, spread};
 
 /// The section, where likeness was looked at.
 pub(super) fn section(report: &Report) -> Option<Section> {
     let all = report.alike;
     let tokens = all.first()?.tokens;
     let mut selector = Selector::new("Layer");
-    let shown = all.len().min(MATRICES);
-    for i in 0..shown {
-        let alike = &all[if shown > 1 { i * (all.len() - 1) / (shown - 1) } else { 0 }];
+    for alike in spread(all.len(), MATRICES).map(|place| &all[place]) {
         selector = selector.blocks(alike.layer.to_string(), heats(alike));
     }
     Some(

@@ -19,7 +19,7 @@ pub(super) fn section(report: &Report) -> Section {
     section = section.block(
         Bars::new("What an expert tells of the domain", layers.iter().map(|layer| name(layer)))
             .note(
-                "Mutual information of expert and domain, normalised: 0 nothing, 1 each fixes the other. By chance: after whole texts \
+                "Mutual information of expert and domain, normalised: 0 nothing, 1 each fixes the other. By chance: after whole documents \
                  were shuffled among the routings.",
             )
             .axes("layer", "normalised mutual information")

@@ -2,7 +2,7 @@
 
 use super::{Report, Training, around, name, numbers, or_none};
 use crate::statistics::LayerStatistics;
-use senmon_page::{Axis, Block, Cell, Column, Format, Heat, Line, Lines, Reference, Section, Table};
+use senmon_page::{Axis, Block, Cell, Column, Format, Heat, Line, Lines, Reference, Section, Table, spread};
 
 /// Layers of which curves are drawn, at most.
 const CURVES: usize = 8;
@@ -48,9 +48,7 @@ fn curve(training: &Training, title: &str, axis: &str, which: usize) -> Lines {
     let x = Axis::new("optimiser step").format(Format::integer());
     let y = Axis::new(axis).format(Format::fixed(2));
     let mut lines = Lines::new(title, x, y);
-    let shown = training.layers.len().min(CURVES);
-    for i in 0..shown {
-        let place = if shown > 1 { i * (training.layers.len() - 1) / (shown - 1) } else { 0 };
+    for place in spread(training.layers.len(), CURVES) {
         let (layer, cv, entropy) = &training.layers[place];
         let values = if which == 0 { cv } else { entropy };
         let steps = training.steps.iter().map(|step| *step as f64);
@@ -68,9 +66,7 @@ fn saturation(training: &Training) -> Option<Lines> {
         Axis::new("experts that stay to the end").format(Format::percent(0)).range(0.0, 1.0),
     )
     .note("Of the experts that a token has at the end, the share that it had at a step already.");
-    let shown = last.len().min(CURVES);
-    for i in 0..shown {
-        let place = if shown > 1 { i * (last.len() - 1) / (shown - 1) } else { 0 };
+    for place in spread(last.len(), CURVES) {
         let steps = training.saturation.iter().map(|(step, _)| *step as f64);
         let values = training
             .saturation

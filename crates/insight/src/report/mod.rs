@@ -169,8 +169,7 @@ fn by_layer<'a>(
 
 /// Some layers, spread from the first to the last.
 fn spread(layers: &[LayerStatistics]) -> impl Iterator<Item = &LayerStatistics> {
-    let shown = layers.len().min(MATRICES);
-    (0..shown).map(move |i| &layers[if shown > 1 { i * (layers.len() - 1) / (shown - 1) } else { 0 }])
+    senmon_page::spread(layers.len(), MATRICES).map(|place| &layers[place])
 }
 
 #[cfg(test)]
