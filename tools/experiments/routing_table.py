@@ -1,6 +1,8 @@
 """Every technique of the routing menu, trained at equal cost on the same text: the preset nano, 1 M tokens, three seeds. Every finished run is a line of
 --results, an unfinished one is gone on with: the script can be ended and called again at any time. At the end the table in docs/routing.md is written anew.
 
+Products with weights are in bf16 (routers are not), which is faster where the machine has the instructions, and alike for all.
+
 Equal cost: as many experts per token of the same width, or where a technique has another number of them, a width such that a token costs as much.
 
 Needs nothing but Python; the binary is target/release/senmon, or --senmon.
@@ -121,7 +123,7 @@ def main():
         for seed in SEEDS:
             for name in args.technique or TECHNIQUES:
                 what = {"technique": name, "seed": seed, "tokens": TOKENS}
-                settings = ["--tokens", str(TOKENS), "--seed", str(seed), "--set", "train.eval_every=0", "--set", "train.keep=1"]
+                settings = ["--tokens", str(TOKENS), "--seed", str(seed), "--precision", "bf16", "--set", "train.eval_every=0", "--set", "train.keep=1"]
                 folder = "".join(c if c.isalnum() else "-" for c in name)
                 wanted.append((f"{folder}-seed{seed}", what, settings + TECHNIQUES[name]))
         train_all(args, wanted)

@@ -51,12 +51,11 @@ impl Address {
             match TcpListener::bind(at) {
                 Ok(listener) => return Ok(listener),
                 Err(error) => {
-                    let next = at.port() + 1;
                     let taken = error.kind() == std::io::ErrorKind::AddrInUse;
-                    if !self.any || !taken || next >= PORT + TRIED {
+                    if !self.any || !taken || at.port() + 1 >= PORT + TRIED {
                         return Err(DashboardError::Taken { address: at, error });
                     }
-                    at.set_port(next);
+                    at.set_port(at.port() + 1);
                 }
             }
         }
@@ -90,6 +89,10 @@ mod tests {
         let first = "0".parse::<Address>().unwrap().bind().unwrap();
         let same = Address { at: first.local_addr().unwrap(), any: false };
         assert!(matches!(same.bind(), Err(DashboardError::Taken { .. })));
+        // Beyond the last port there is none. Should nobody have it, this test has it now.
+        let last = "65535".parse::<Address>().unwrap();
+        let _held = last.bind();
+        assert!(matches!(last.bind(), Err(DashboardError::Taken { .. })));
         // Nobody said which, so another one will do.
         let (one, two) = (Address::default().bind().unwrap(), Address::default().bind().unwrap());
         assert_ne!(one.local_addr().unwrap(), two.local_addr().unwrap());

@@ -9,7 +9,7 @@ use senmon_page::{
 use senmon_train::terminal::{duration, short};
 
 use crate::series::Series;
-use crate::view::{End, LOSS, NORM, RATE, SPEED, STEPS, View};
+use crate::view::{End, LOSS, NORM, RATE, STEPS, TIME, View};
 
 /// Layers of which curves are drawn, at most.
 const CURVES: usize = 8;
@@ -68,12 +68,18 @@ fn state(view: &View) -> Block {
         Some(End::Failed(message)) => {
             Verdict::new(Tone::Bad, "failed", format!("The run ended at {step}: {message}"))
         }
-        None => Verdict::new(Tone::Neutral, "training", sentence(view, &step, &time)),
+        None => {
+            let label = if view.info.is_some() { "training" } else { "preparing" };
+            Verdict::new(Tone::Neutral, label, sentence(view, &step, &time))
+        }
     };
     Block::from(verdict.note(saved)).id("state")
 }
 
 fn sentence(view: &View, step: &str, time: &str) -> String {
+    if view.info.is_none() {
+        return "Data and model are being made ready.".to_owned();
+    }
     let Some((progress, left)) = view.progress else { return "The first step is being computed.".to_owned() };
     let left = left.map_or(String::new(), |left: Duration| format!(", {} left", duration(left)));
     format!(
@@ -96,7 +102,7 @@ fn now(view: &View) -> Block {
             view.last_eval.as_ref().map_or(f64::NAN, |eval| eval.bits_per_byte),
         )
         .format(Format::fixed(3)),
-        Figure::new("tokens per second", mean(|s| s.tokens_per_second)).format(Format::compact()),
+        Figure::new("tokens per second", view.speed().unwrap_or(f64::NAN)).format(Format::compact()),
         Figure::new("tokens so far", tokens).format(Format::compact()),
     ];
     if let Some(place) = view.least_even() {
@@ -132,7 +138,7 @@ fn verdict(view: &View) -> Block {
         )
         .note(Rich::new().strong("What to try: ").text(alarm.remedy.clone())),
     };
-    Block::from(verdict).id("alarm")
+    Block::from(verdict.announced()).id("alarm")
 }
 
 fn alarms(view: &View) -> Block {
@@ -176,9 +182,11 @@ fn learning(view: &View) -> Section {
         Block::from(lines(title, Axis::new(axis).format(format)).line(line(title, curve, figure)))
             .id(format!("curve-{figure}"))
     };
+    let speed = Line::new("speed", curve.steps(), curve.figure(TIME).map(|seconds| 1.0 / seconds));
+    let speed = lines("Speed", Axis::new("tokens per second").format(Format::compact())).line(speed);
     Section::new("learning", "Learning")
         .block(Block::from(loss).id("loss"))
-        .block(single("Speed", "tokens per second", Format::compact(), SPEED).half())
+        .block(Block::from(speed).id("speed").half())
         .block(single("Gradient", "norm before clipping", Format::auto(), NORM).half())
         .block(single("Learning rate", "learning rate", Format::auto(), RATE).half())
         .block(domains(view).half())
@@ -232,7 +240,7 @@ fn scale(values: &[f64], even: f64) -> Scale {
     Scale::Diverging { low: 0.0, centre: Reference::new("even", even), high: greatest.max(2.0 * even) }
 }
 
-/// Layers by experts, of late.
+/// Layers by experts, of late. Layers may differ in how many they have, so shares are told by an even one.
 fn heat(view: &View) -> Heat {
     let loads = view.recent.loads();
     let most = view.run.layers.iter().map(|(_, experts)| *experts).max().unwrap_or(0);
@@ -241,25 +249,24 @@ fn heat(view: &View) -> Heat {
         .layers
         .iter()
         .enumerate()
-        .flat_map(|(place, _)| {
+        .flat_map(|(place, (_, experts))| {
             let load = loads.get(place).map_or(&[][..], |(_, load)| load);
-            load.iter().copied().chain(std::iter::repeat(f64::NAN)).take(most)
+            load.iter().map(|share| share * *experts as f64).chain(std::iter::repeat(f64::NAN)).take(most)
         })
         .collect();
-    let even = view.run.layers.iter().map(|(_, experts)| 1.0 / (*experts).max(1) as f64).fold(0.0, f64::max);
     Heat::new(
         "Load of every expert",
         view.run.layers.iter().map(|(layer, _)| format!("layer {layer}")),
         (0..most).map(|expert| expert.to_string()),
     )
     .note(format!(
-        "The share of a layer's choices that went to an expert, over the last {STEPS} steps. The middle of the colours is an even \
-         share."
+        "The choices that went to an expert over those that an even share has, over the last {STEPS} steps. The middle of the \
+         colours is an even share."
     ))
-    .axes("", "expert", "share of choices")
-    .scale(scale(&values, even))
+    .axes("", "expert", "of an even share")
+    .scale(scale(&values, 1.0))
     .values(values)
-    .format(Format::percent(1))
+    .format(Format::fixed(2))
 }
 
 /// The experts of the least even layer over the run.

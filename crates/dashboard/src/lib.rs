@@ -3,8 +3,9 @@
 //!
 //! A [`Dashboard`] is an [`Observer`]: what it is told it keeps, thinned out ([`series`]) so that a
 //! long run takes no more memory than a short one. The page is made from that by a thread of its own, when a browser asks,
-//! and at most once a second for all browsers together. What has changed is then sent to each as server-sent events. A
-//! browser may go and come back: it finds the whole run so far.
+//! and at most once a second for all browsers together (once more when the run begins or ends). What has changed is then
+//! sent to each as server-sent events. A browser may come before the run begins, go, and come back: it finds the whole run
+//! so far.
 //!
 //! ```no_run
 //! use senmon_dashboard::{Address, Dashboard, Run};
@@ -12,8 +13,10 @@
 //!
 //! let address: Address = "8080".parse()?;
 //! let run = Run { name: "runs/a".into(), facts: vec![("router".into(), "topk_pre".into())], layers: vec![(0, 8)] };
-//! let mut dashboard = Dashboard::open(address.bind()?, run)?;
+//! let mut dashboard = Dashboard::open(address.bind()?, "runs/a")?;
 //! println!("{}", dashboard.url());
+//! // Data and model are made ready.
+//! dashboard.prepared(run);
 //! let mut observers = Observers::new();
 //! observers.push(&mut dashboard);
 //! // trainer.run(&mut observers, &interrupted)
@@ -30,6 +33,7 @@ mod server;
 mod view;
 
 use std::net::TcpListener;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -59,14 +63,21 @@ pub struct Dashboard {
 }
 
 impl Dashboard {
-    /// Serves the page to who asks at `listener`, which [`Address::bind`] gives.
+    /// Serves the page of run `name` to who asks at `listener`, which [`Address::bind`] gives. Up to
+    /// [`prepared`](Self::prepared) it says that the run is being made ready.
     ///
     /// # Errors
     ///
     /// [`DashboardError::Exposed`] where others than this machine could ask; [`DashboardError::Start`].
-    pub fn open(listener: TcpListener, run: Run) -> Result<Self> {
-        let view = Arc::new(Mutex::new(View::new(run)));
+    pub fn open(listener: TcpListener, name: impl Into<String>) -> Result<Self> {
+        let view = Arc::new(Mutex::new(View::new(Run { name: name.into(), ..Run::default() })));
         Ok(Self { server: Server::open(listener, Arc::clone(&view))?, view })
+    }
+
+    /// The run is ready, and this is what it is like.
+    pub fn prepared(&mut self, run: Run) {
+        self.change(|view| *view = View::new(run));
+        self.server.changed_shape();
     }
 
     /// Where the page is.
@@ -74,19 +85,24 @@ impl Dashboard {
         format!("http://{}", self.server.address())
     }
 
-    /// Takes in what a run told before this process, from its `metrics.jsonl`.
+    /// Takes in what a run told before this process, from its `metrics.jsonl`; no more of it where `cancelled`.
     ///
     /// # Errors
     ///
-    /// Those of [`jsonl::each`].
-    pub fn remember(&mut self, metrics: &Path) -> senmon_train::Result<()> {
-        self.change(|view| {
-            jsonl::each(metrics, |line| match line {
+    /// Those of [`jsonl::each`]; what was read up to there is kept.
+    pub fn remember(&mut self, metrics: &Path, cancelled: &dyn Fn() -> bool) -> senmon_train::Result<()> {
+        let read = jsonl::each(metrics, |line| {
+            // A line at a time: browsers are answered meanwhile.
+            let mut view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+            match line {
                 Line::Step(record) => view.step(&record),
                 Line::Eval(record) => view.evaluated(&record),
                 Line::Alarm { alarm, .. } => view.alarm(&alarm),
-            })
-        })
+            }
+            if cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        self.server.changed();
+        read
     }
 
     /// The run ended by an error: `message` says what.
@@ -104,6 +120,7 @@ impl Dashboard {
 impl Observer for Dashboard {
     fn started(&mut self, info: &RunInfo) -> senmon_train::Result<()> {
         self.change(|view| view.started(info));
+        self.server.changed_shape();
         Ok(())
     }
 

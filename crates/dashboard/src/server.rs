@@ -16,6 +16,8 @@ use axum::routing::get;
 use futures_util::stream::{self, Stream};
 use tokio::sync::watch;
 
+use senmon_page::Page;
+
 use crate::blocks;
 use crate::error::{DashboardError, Result};
 use crate::view::View;
@@ -31,14 +33,33 @@ struct Shared {
     /// This server, told apart from another that is found at the same address later.
     instance: String,
     changes: watch::Receiver<Change>,
-    /// The blocks as they were last made, and for which change: one making serves all browsers.
-    made: Mutex<(u64, Arc<[Arc<str>]>)>,
+    /// The page as it was last made: one making serves all browsers.
+    made: Mutex<Option<Made>>,
 }
 
 #[derive(Clone, Copy, Default)]
 struct Change {
     number: u64,
+    /// Counts changes after which a page has other parts than before.
+    shape: u64,
     closing: bool,
+}
+
+/// A page and what it was made of.
+#[derive(Clone)]
+struct Made {
+    change: Change,
+    at: tokio::time::Instant,
+    page: Arc<Page>,
+    blocks: Arc<[Arc<str>]>,
+}
+
+impl Made {
+    /// Whether it will do, for a while or because nothing has happened since.
+    fn will_do(&self, now: Change) -> bool {
+        let is_like_it = (self.change.shape, self.change.closing) == (now.shape, now.closing);
+        is_like_it && (self.change.number == now.number || self.at.elapsed() < EVERY)
+    }
 }
 
 pub(crate) struct Server {
@@ -54,13 +75,13 @@ impl Server {
             return Err(DashboardError::Exposed(address));
         }
         listener.set_nonblocking(true).map_err(DashboardError::Start)?;
-        let (changes, receiver) = watch::channel(Change { number: 1, closing: false });
+        let (changes, receiver) = watch::channel(Change { number: 1, ..Change::default() });
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let shared = Arc::new(Shared {
             view,
             instance: format!("{:x}-{:x}", std::process::id(), since.as_nanos()),
             changes: receiver.clone(),
-            made: Mutex::new((0, Arc::new([]))),
+            made: Mutex::new(None),
         });
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
@@ -89,6 +110,14 @@ impl Server {
     /// The view has changed.
     pub fn changed(&self) {
         self.changes.send_modify(|change| change.number += 1);
+    }
+
+    /// The view has changed so that the page has other parts: browsers load it anew.
+    pub fn changed_shape(&self) {
+        self.changes.send_modify(|change| {
+            change.number += 1;
+            change.shape += 1;
+        });
     }
 }
 
@@ -121,6 +150,11 @@ async fn only_by_name_of_this_machine(request: Request, next: Next) -> Response 
     if !is_this_machine(request.headers()) {
         return (StatusCode::FORBIDDEN, "ask for it by 127.0.0.1 or localhost\n").into_response();
     }
+    // What another site's page asks for it could not read, but it would be made.
+    if is_of_another_site(request.headers()) {
+        return (StatusCode::FORBIDDEN, "type the address, or follow no link of another site\n")
+            .into_response();
+    }
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -140,12 +174,15 @@ fn is_this_machine(headers: &HeaderMap) -> bool {
         || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
+/// Whether a browser says that a page of another site asks, other than by a link that was followed.
+fn is_of_another_site(headers: &HeaderMap) -> bool {
+    let says = |name: &str, value: &str| headers.get(name).is_some_and(|found| found == value);
+    says("sec-fetch-site", "cross-site") && !says("sec-fetch-mode", "navigate")
+}
+
 async fn page(State(shared): State<Arc<Shared>>) -> Response {
-    let page = {
-        let view = shared.view.lock().unwrap_or_else(PoisonError::into_inner);
-        blocks::page(&view, &format!("/events?page={}", shared.instance))
-    };
-    match page.to_html() {
+    let change = *shared.changes.borrow();
+    match shared.made(change).page.to_html() {
         Ok(html) => ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], html).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
@@ -156,9 +193,9 @@ async fn events(
     State(shared): State<Arc<Shared>>,
     uri: Uri,
 ) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
-    let known = uri.query().and_then(|query| query.strip_prefix("page=")) == Some(&shared.instance);
+    let page = uri.query().and_then(|query| query.strip_prefix("page=")).unwrap_or_default().to_owned();
     let changes = shared.changes.clone();
-    let listener = Listener { shared, changes, sent: Vec::new(), at: None, known };
+    let listener = Listener { shared, changes, sent: Vec::new(), at: None, page, reloads: false };
     let events = stream::unfold(listener, async |mut listener| {
         let event = listener.next().await?;
         Some((Ok(event), listener))
@@ -174,39 +211,57 @@ struct Listener {
     sent: Vec<Arc<str>>,
     /// When it was last sent something.
     at: Option<tokio::time::Instant>,
-    known: bool,
+    /// The page that it has, by [`Shared::name`].
+    page: String,
+    /// It was told to load another.
+    reloads: bool,
 }
 
 impl Listener {
     /// The next event; none when the server closes.
     async fn next(&mut self) -> Option<Event> {
-        if !self.known {
-            // Once: it comes again with the new page.
-            return (self.at.replace(tokio::time::Instant::now()).is_none())
-                .then(|| Event::default().event("reload").data("another run"));
-        }
         loop {
+            if self.reloads {
+                // It comes again with the new page.
+                return None;
+            }
+            if self.page != self.shared.name(*self.changes.borrow()) {
+                self.reloads = true;
+                return Some(Event::default().event("reload").data("another page"));
+            }
             // The end is not waited for.
             let closing = self.changes.borrow().closing;
             if let (Some(at), false) = (self.at, closing) {
-                let mut closing = self.changes.clone();
-                let _ = tokio::time::timeout_at(at + EVERY, closing.wait_for(|change| change.closing)).await;
+                let shape = self.changes.borrow().shape;
+                let mut urgent = self.changes.clone();
+                let is_urgent = |change: &Change| change.closing || change.shape != shape;
+                let _ = tokio::time::timeout_at(at + EVERY, urgent.wait_for(is_urgent)).await;
             }
             let change = *self.changes.borrow_and_update();
-            let new = self.new_blocks(change.number);
+            if self.page != self.shared.name(change) {
+                continue;
+            }
+            let made = self.shared.made(change);
+            let is_newest = made.change.number >= change.number;
+            let new = self.new_blocks(&made.blocks);
             if !new.is_empty() {
                 self.at = Some(tokio::time::Instant::now());
                 return Some(Event::default().retry(EVERY).data(format!("[{}]", new.join(","))));
             }
-            if change.closing || self.changes.changed().await.is_err() {
+            if change.closing {
+                return None;
+            }
+            if !is_newest {
+                // What was made for another browser a moment ago: the next one is due when that is a second old.
+                self.at = Some(made.at);
+            } else if self.changes.changed().await.is_err() {
                 return None;
             }
         }
     }
 
     /// The blocks that it does not have as they are now; from then on it has them.
-    fn new_blocks(&mut self, number: u64) -> Vec<Arc<str>> {
-        let now = self.shared.blocks(number);
+    fn new_blocks(&mut self, now: &[Arc<str>]) -> Vec<Arc<str>> {
         let is_new = |place: usize, block: &Arc<str>| self.sent.get(place) != Some(block);
         let new = now.iter().enumerate().filter(|(place, block)| is_new(*place, block));
         let new = new.map(|(_, block)| Arc::clone(block)).collect();
@@ -216,20 +271,29 @@ impl Listener {
 }
 
 impl Shared {
-    /// The blocks after a change, or after a later one.
-    fn blocks(&self, number: u64) -> Arc<[Arc<str>]> {
+    /// What a page after that change is told apart from others by.
+    fn name(&self, change: Change) -> String {
+        format!("{}-{}", self.instance, change.shape)
+    }
+
+    /// The page after a change, or one a second older at most.
+    fn made(&self, change: Change) -> Made {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if made.0 < number {
-            let page = {
-                let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
-                blocks::page(&view, "")
-            };
-            // A block that contradicts itself would be a mistake of this crate; the page then stays as it was.
-            if let Ok(blocks) = blocks::blocks(&page) {
-                *made = (number, blocks.into_iter().map(Arc::from).collect());
-            }
+        if let Some(made) = made.as_ref().filter(|made| made.will_do(change)) {
+            return made.clone();
         }
-        Arc::clone(&made.1)
+        let page = {
+            let view = self.view.lock().unwrap_or_else(PoisonError::into_inner);
+            blocks::page(&view, &format!("/events?page={}", self.name(change)))
+        };
+        // A block that contradicts itself would be a mistake of this crate; the blocks then stay as they were.
+        let blocks = match blocks::blocks(&page) {
+            Ok(blocks) => blocks.into_iter().map(Arc::from).collect(),
+            Err(_) => made.as_ref().map_or_else(|| Arc::new([]) as _, |made| Arc::clone(&made.blocks)),
+        };
+        let new = Made { change, at: tokio::time::Instant::now(), page: Arc::new(page), blocks };
+        *made = Some(new.clone());
+        new
     }
 }
 

@@ -24,7 +24,8 @@ const ALARMS: usize = 100;
 pub(crate) const LOSS: usize = 0;
 pub(crate) const RATE: usize = 1;
 pub(crate) const NORM: usize = 2;
-pub(crate) const SPEED: usize = 3;
+/// Seconds per token.
+pub(crate) const TIME: usize = 3;
 const FIXED: usize = 4;
 const PER_LAYER: usize = 2;
 
@@ -84,18 +85,27 @@ impl View {
         self.clock = TrainingClock::resume(info.seconds_before);
         self.saved = info.resumed_from.or(self.saved);
         self.info = Some(info.clone());
+        let last = self.recent.last().map(|record| (record.step, record.tokens));
+        if let Some((step, tokens)) = last {
+            self.came_to(step, tokens);
+        }
+    }
+
+    fn came_to(&mut self, step: u64, tokens: u64) {
+        if let Some(info) = &self.info {
+            let progress = info.limits.progress(step, tokens, self.clock.elapsed());
+            self.progress = Some((progress, self.left.at(progress)));
+        }
     }
 
     pub fn step(&mut self, record: &StepRecord) {
-        let fixed = [record.loss, record.lr, record.grad_norm, record.tokens_per_second];
+        // Times can be averaged, speeds cannot.
+        let fixed = [record.loss, record.lr, record.grad_norm, 1.0 / record.tokens_per_second];
         let layers = record.layers.iter().flat_map(|layer| [layer.load_cv, layer.entropy]);
         self.curve.push(record.step, fixed.into_iter().chain(layers));
         self.loads
             .push(record.step, record.layers.iter().flat_map(|layer| &layer.load).map(|&x| f64::from(x)));
-        if let Some(info) = &self.info {
-            let progress = info.limits.progress(record.step, record.tokens, self.clock.elapsed());
-            self.progress = Some((progress, self.left.at(progress)));
-        }
+        self.came_to(record.step, record.tokens);
         self.recent.push(record.clone());
     }
 
@@ -120,6 +130,11 @@ impl View {
 
     pub fn failed(&mut self, message: &str) {
         self.end = Some(End::Failed(message.to_owned()));
+    }
+
+    /// Tokens per second over the last steps.
+    pub fn speed(&self) -> Option<f64> {
+        self.recent.mean(|step| 1.0 / step.tokens_per_second).map(|seconds| 1.0 / seconds)
     }
 
     /// Time spent training so far.

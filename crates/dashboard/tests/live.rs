@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use senmon_dashboard::{Address, Dashboard, DashboardError, Run};
 use senmon_train::alarms::{Alarm, AlarmKind};
@@ -23,7 +25,13 @@ fn run() -> Run {
 }
 
 fn open(run: Run) -> Dashboard {
-    Dashboard::open("0".parse::<Address>().unwrap().bind().unwrap(), run).unwrap()
+    let mut dashboard = preparing();
+    dashboard.prepared(run);
+    dashboard
+}
+
+fn preparing() -> Dashboard {
+    Dashboard::open("0".parse::<Address>().unwrap().bind().unwrap(), run().name).unwrap()
 }
 
 fn info() -> RunInfo {
@@ -79,6 +87,8 @@ fn request(dashboard: &Dashboard, path: &str, host: Option<&str>) -> BufReader<T
     let url = dashboard.url();
     let at = url.strip_prefix("http://").unwrap();
     let mut stream = TcpStream::connect(at).unwrap();
+    // What does not come fails the test.
+    stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
     let host = host.unwrap_or(at);
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").unwrap();
     BufReader::new(stream)
@@ -98,29 +108,54 @@ fn events_of(page: &str) -> String {
 }
 
 /// A browser that listens.
-struct Browser(BufReader<TcpStream>);
+struct Browser {
+    stream: BufReader<TcpStream>,
+    /// The blocks as it was last told of them.
+    blocks: BTreeMap<String, Value>,
+}
 
 impl Browser {
     fn of(dashboard: &Dashboard) -> Self {
         let page = get(dashboard, "/", None);
-        Self(request(dashboard, &events_of(&page), None))
+        Self { stream: request(dashboard, &events_of(&page), None), blocks: BTreeMap::new() }
+    }
+
+    /// One that has heard that the run has come to a step; what it was told first may be a second old.
+    fn at_step(dashboard: &Dashboard, step: u64) -> Self {
+        let mut browser = Self::of(dashboard);
+        let last = |block: &Value| {
+            block["series"][0]["x"].as_array().unwrap().last().and_then(Value::as_f64).unwrap_or(0.0)
+        };
+        browser.wait("loss", |block| last(block) > step as f64 - 20.0);
+        browser
     }
 
     /// The data of the next event; none at the end.
     fn next(&mut self) -> Option<Vec<Value>> {
         let mut line = String::new();
-        while self.0.read_line(&mut line).unwrap() > 0 {
+        while self.stream.read_line(&mut line).unwrap() > 0 {
             if let Some(data) = line.strip_prefix("data: ") {
-                return Some(serde_json::from_str(data).unwrap());
+                let new: Vec<Value> = serde_json::from_str(data).unwrap();
+                self.blocks.extend(new.iter().map(|b| (b["id"].as_str().unwrap().to_owned(), b.clone())));
+                return Some(new);
             }
             line.clear();
         }
         None
     }
 
+    /// Reads on until it is told to load the page anew, to the end.
+    fn reloads(mut self) -> bool {
+        let mut rest = String::new();
+        self.stream.read_to_string(&mut rest).unwrap();
+        rest.contains("event: reload")
+    }
+
     /// Reads on until a block is as `is` asks.
     fn wait(&mut self, id: &str, is: impl Fn(&Value) -> bool) -> Vec<Value> {
+        let began = Instant::now();
         while let Some(blocks) = self.next() {
+            assert!(began.elapsed() < Duration::from_secs(60), "block {id} does not become what it should");
             if blocks.iter().any(|block| block["id"] == id && is(block)) {
                 return blocks;
             }
@@ -131,17 +166,27 @@ impl Browser {
 
 #[test]
 fn a_browser_sees_a_run_from_its_start_to_its_end() {
-    let mut dashboard = open(run());
+    let mut dashboard = preparing();
     let page = get(&dashboard, "/", None);
     assert!(page.starts_with("HTTP/1.1 200") && page.contains("cache-control: no-store"));
     assert!(page.contains("runs/&lt;b&gt;a&lt;/b&gt;") && !page.contains("<b>a</b>"));
+    assert!(page.contains("being made ready") && !page.contains("id=\"heat\""));
+    let browser = Browser::of(&dashboard);
+    // What it has of the run goes into facts and sections, which no event can change.
+    dashboard.prepared(run());
+    assert!(browser.reloads());
+    let browser = Browser::of(&dashboard);
+    dashboard.started(&info()).unwrap();
+    assert!(browser.reloads());
+
+    let page = get(&dashboard, "/", None);
+    assert!(page.contains("tokens a step") && page.contains("topk_pre"));
     let mut browser = Browser::of(&dashboard);
     let all = browser.next().unwrap();
     let ids: Vec<&str> = all.iter().map(|block| block["id"].as_str().unwrap()).collect();
     // Every block that can change stands in the page under the same name.
     assert!(ids.iter().all(|id| page.contains(&format!("id=\"{id}\""))), "{ids:?}");
 
-    dashboard.started(&info()).unwrap();
     for number in 1..=10 {
         dashboard.step(&step(number)).unwrap();
     }
@@ -173,16 +218,17 @@ fn one_that_comes_later_finds_everything() {
     }
     dashboard.evaluated(&eval(5000)).unwrap();
     dashboard.failed("the loss is not finite");
-    let all = Browser::of(&dashboard).next().unwrap();
-    let block = |id: &str| all.iter().find(|block| block["id"] == id).unwrap();
+    let browser = Browser::at_step(&dashboard, 5000);
+    let block = |id: &str| &browser.blocks[id];
     assert!(block("state").to_string().contains("the loss is not finite"));
     // From the first step to the last, in few points.
     let xs: Vec<f64> = serde_json::from_value(block("loss")["series"][0]["x"].clone()).unwrap();
     assert!(xs.len() <= 400 && xs[0] < 20.0 && *xs.last().unwrap() > 4980.0, "{xs:?}");
     // Layer 2 has two experts; the rest of its row is empty, and it is the least even one.
     let heat: Vec<Option<f64>> = serde_json::from_value(block("heat")["values"].clone()).unwrap();
-    assert_eq!(heat[..4], [Some(0.25); 4]);
-    assert!(heat[4].unwrap() > 0.99 && heat[6..] == [None, None]);
+    // Shares of an even one, which is another in each layer.
+    assert_eq!(heat[..4], [Some(1.0); 4]);
+    assert!(heat[4].unwrap() > 1.98 && heat[6..] == [None, None]);
     assert!(block("moves")["title"].as_str().unwrap().starts_with("Layer 2"));
     assert_eq!(block("moves")["rows"].as_array().unwrap().len(), 2);
 }
@@ -198,15 +244,67 @@ fn a_resumed_run_shows_what_came_before() {
     file.evaluated(&eval(3)).unwrap();
     file.alarm(&alarm(3)).unwrap();
     let mut dashboard = open(run());
-    dashboard.remember(&metrics).unwrap();
+    dashboard.remember(&metrics, &|| false).unwrap();
     dashboard.started(&RunInfo { resumed_from: Some(3), ..info() }).unwrap();
+    assert!(get(&dashboard, "/", None).contains("Step 3 of 20, 15 % of the run"));
     dashboard.step(&step(4)).unwrap();
-    let all = Browser::of(&dashboard).next().unwrap();
-    let block = |id: &str| all.iter().find(|block| block["id"] == id).unwrap();
+    let mut browser = Browser::of(&dashboard);
+    browser.wait("state", |block| block["sentence"].to_string().contains("Step 4 of"));
+    let block = |id: &str| &browser.blocks[id];
     assert_eq!(block("loss")["series"][0]["x"], serde_json::json!([1, 2, 3, 4]));
     assert_eq!(block("loss")["series"][1]["x"], serde_json::json!([3]));
     assert_eq!(block("all-alarms")["rows"].as_array().unwrap().len(), 1);
     assert!(block("state").to_string().contains("Step 3 is saved."));
+}
+
+#[test]
+fn a_history_that_cannot_be_read_leaves_what_came_before_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let metrics = folder.path().join("metrics.jsonl");
+    let mut file = Jsonl::create(&metrics).unwrap();
+    file.step(&step(1)).unwrap();
+    drop(file);
+    let mut text = std::fs::read_to_string(&metrics).unwrap();
+    text.push_str("{\"step\": 2}\n");
+    std::fs::write(&metrics, text).unwrap();
+    let mut dashboard = open(run());
+    assert!(dashboard.remember(&metrics, &|| false).unwrap_err().to_string().contains("line 2"));
+    let all = Browser::of(&dashboard).next().unwrap();
+    let loss = all.iter().find(|block| block["id"] == "loss").unwrap();
+    assert_eq!(loss["series"][0]["x"], serde_json::json!([1]));
+}
+
+#[test]
+fn speed_is_tokens_over_time() {
+    let mut dashboard = open(run());
+    dashboard.started(&info()).unwrap();
+    // Equal tokens at 1000 and at 100 a second: 2 / (1/1000 + 1/100) = 182 a second.
+    dashboard.step(&step(1)).unwrap();
+    dashboard.step(&StepRecord { tokens_per_second: 100.0, ..step(2) }).unwrap();
+    let all = Browser::of(&dashboard).next().unwrap();
+    let figures = all.iter().find(|block| block["id"] == "figures").unwrap();
+    let speed =
+        figures["figures"].as_array().unwrap().iter().find(|f| f["caption"] == "tokens per second").unwrap();
+    assert!((speed["value"].as_f64().unwrap() - 2.0 / (0.001 + 0.01)).abs() < 1e-6, "{speed}");
+    let curve = all.iter().find(|block| block["id"] == "speed").unwrap();
+    assert_eq!(curve["series"][0]["y"], serde_json::json!([1000, 100]));
+}
+
+#[test]
+fn a_page_is_made_once_a_second_however_many_ask() {
+    let mut dashboard = open(run());
+    dashboard.started(&info()).unwrap();
+    let pages: Vec<String> = (1..=20)
+        .map(|number| {
+            dashboard.step(&step(number)).unwrap();
+            get(&dashboard, "/", None)
+        })
+        .collect();
+    // Made of the first step, or where this machine was slow of a few more; but the newest comes by an event.
+    let of_step = |page: &String| page.split("Step ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+    let different: BTreeSet<String> = pages.iter().map(of_step).collect();
+    assert!(different.len() < 10, "{different:?}");
+    Browser::of(&dashboard).wait("state", |block| block["sentence"].to_string().contains("Step 20 of"));
 }
 
 #[test]
@@ -221,7 +319,7 @@ fn a_dense_run_has_no_load() {
 #[test]
 fn only_this_machine_by_its_own_name() {
     let everyone = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
-    assert!(matches!(Dashboard::open(everyone, run()), Err(DashboardError::Exposed(_))));
+    assert!(matches!(Dashboard::open(everyone, "a"), Err(DashboardError::Exposed(_))));
     let dashboard = open(run());
     for path in ["/", "/events"] {
         assert!(get(&dashboard, path, Some("evil.example")).starts_with("HTTP/1.1 403"), "{path}");

@@ -173,7 +173,13 @@ function placeTip() {
 function hideTip() { tip.hidden = true; }
 // What is scrolled takes its read-out along.
 addEventListener("scroll", () => { if (!tip.hidden) placeTip(); }, { passive: true, capture: true });
-addEventListener("keydown", event => { if (event.key === "Escape") hideTip(); });
+// What was sent away stays away when its chart is drawn again.
+let read = null;
+addEventListener("keydown", event => {
+  if (event.key !== "Escape") return;
+  if (read) read.on = false;
+  hideTip();
+});
 addEventListener("pointerdown", event => { if (!event.target.closest?.("[tabindex]")) hideTip(); });
 
 // One stop of the tab key for a whole chart, whose `count` items the arrow keys walk over. `find(event)` is the item under
@@ -183,11 +189,11 @@ function explore(node, state, { count, find, step, show, hide, start = 0 }) {
   const place = state.place ??= { at: start, on: false };
   place.at = Math.min(place.at, count - 1);
   const leave = () => { place.on = false; hide(); hideTip(); };
-  const go = (next, aloud) => { if (next === null) return leave(); [place.at, place.on] = [next, true]; show(next, aloud); };
+  const go = (next, aloud) => { if (next === null) return leave(); [place.at, place.on] = [next, true]; read = place; show(next, aloud); };
   node.addEventListener("pointermove", event => go(find(event), false));
   node.addEventListener("pointerdown", event => go(find(event), false));
   node.addEventListener("pointerleave", event => { if (event.pointerType === "mouse") leave(); });
-  node.addEventListener("focus", () => { if (node.matches(":focus-visible")) go(place.at, true); });
+  node.addEventListener("focus", () => { if (!restoring && node.matches(":focus-visible")) go(place.at, true); });
   node.addEventListener("blur", () => { if (node.isConnected) leave(); });
   node.addEventListener("keydown", event => {
     const next = event.ctrlKey || event.metaKey || event.altKey ? null : step(event.key, place.at);
@@ -208,14 +214,17 @@ const stepper = (count, across = count) => (key, at) => {
 
 // ---- What charts share
 
-// Redraws without taking the focus from the reader, or what was scrolled to.
+// Redraws without taking the focus from the reader, or what was scrolled to; what was read aloud is not read again.
+let restoring = false;
 function inPlace(host, work) {
   const stops = () => [...host.querySelectorAll("button, select, summary, a, [tabindex]")];
   const scrolls = () => [...host.querySelectorAll(".scroll, .tall, .tokens")];
   const focus = stops().indexOf(document.activeElement), places = scrolls().map(s => [s.scrollLeft, s.scrollTop]);
   work();
   scrolls().forEach((s, k) => { if (places[k]) [s.scrollLeft, s.scrollTop] = places[k]; });
+  restoring = true;
   if (focus >= 0) stops()[focus]?.focus({ preventScroll: true });
+  restoring = false;
 }
 
 const observer = new ResizeObserver(entries => requestAnimationFrame(() => {
@@ -905,6 +914,7 @@ function register(data) {
 function mount(id, first) {
   const block = blocks.get(id), words = ["text", "figures", "verdict"].includes(block.data.kind);
   block.host = document.getElementById(id);
+  if (block.data.announced) block.host.setAttribute("aria-live", "polite");
   if (first && words) return;
   const written = [...block.host.childNodes];
   try {

@@ -133,6 +133,9 @@ pub struct Verdict {
     /// What it rests on; may be empty.
     #[serde(default)]
     pub note: Rich,
+    /// Whether a screen reader says it when it changes.
+    #[serde(default)]
+    pub announced: bool,
 }
 
 /// How a verdict is meant. It is a colour only: the label says it in words.
@@ -164,7 +167,14 @@ impl Tone {
 impl Verdict {
     /// A sentence with a word for how it is meant.
     pub fn new(tone: Tone, label: impl Into<String>, sentence: impl Into<Rich>) -> Self {
-        Self { tone, label: label.into(), sentence: sentence.into(), note: Rich::new() }
+        Self { tone, label: label.into(), sentence: sentence.into(), note: Rich::new(), announced: false }
+    }
+
+    /// Said by a screen reader when it changes.
+    #[must_use]
+    pub fn announced(mut self) -> Self {
+        self.announced = true;
+        self
     }
 
     /// With what it rests on.

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{BATCH, MODEL, Place, refused};
+use common::{BATCH, MODEL, Place, Running, refused};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Stdio;
@@ -15,17 +15,18 @@ fn a_run_is_seen_while_it_goes() {
     let mut command = place.senmon(&format!(
         "train --data text --out run --dashboard 0 {MODEL} {BATCH} --steps 100000 --threads 1"
     ));
-    let mut run = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut said = BufReader::new(run.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let mut run = Running(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+    let mut said = BufReader::new(run.0.stderr.take().unwrap()).lines().map(Result::unwrap);
     let line = said.find(|line| line.starts_with("live view: ")).unwrap();
     let at = line.strip_prefix("live view: http://").unwrap().to_owned();
     assert!(at.starts_with("127.0.0.1:"), "{line}");
+    // It is there before the run is; the first step is told on standard error.
+    said.find(|line| line.contains("step 1 ")).unwrap();
     let mut stream = TcpStream::connect(&at).unwrap();
     write!(stream, "GET / HTTP/1.1\r\nHost: {at}\r\nConnection: close\r\n\r\n").unwrap();
     let mut page = String::new();
     stream.read_to_string(&mut page).unwrap();
-    run.kill().unwrap();
-    run.wait().unwrap();
+    drop(run);
     assert!(page.starts_with("HTTP/1.1 200") && page.contains("Load of every expert"), "{page:.300}");
     assert!(page.contains("topk_pre") && page.contains("1 of 4 experts"));
 }
@@ -36,10 +37,8 @@ fn an_address_that_cannot_be_had() {
     let train = |address: &str| place.train(&format!("--data text --out run --dashboard {address}"));
     refused(train("0.0.0.0:0"), &["--dashboard", "this machine alone", "ssh -L"]);
     refused(train("somewhere"), &["--dashboard", "PORT", "somewhere"]);
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let listener = TcpListener::bind(taken);
-    if let Ok(_held) = listener {
-        refused(train(&taken.to_string()), &["--dashboard", &taken.to_string(), "another port"]);
-    }
+    let held = TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = held.local_addr().unwrap().to_string();
+    refused(train(&taken), &["--dashboard", &taken, "another port"]);
     assert!(!place.path("run").exists());
 }

@@ -6,6 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -87,8 +88,8 @@ fn kept_bytes(file: &File, step: u64) -> std::io::Result<u64> {
     }
 }
 
-/// Hands the lines of `metrics.jsonl` to `see`, one after the other; a last line cut short is left out.
-pub fn each(path: &Path, mut see: impl FnMut(Line)) -> Result<()> {
+/// Hands the lines of `metrics.jsonl` to `see`, one after the other, until it breaks off; a last line cut short is left out.
+pub fn each(path: &Path, mut see: impl FnMut(Line) -> ControlFlow<()>) -> Result<()> {
     let mut reader = BufReader::new(File::open(path).map_err(TrainError::io("open", path))?);
     let (mut number, mut line) = (0, Vec::new());
     loop {
@@ -98,17 +99,23 @@ pub fn each(path: &Path, mut see: impl FnMut(Line)) -> Result<()> {
             return Ok(());
         }
         number += 1;
-        see(serde_json::from_slice(&line).map_err(|e| TrainError::Syntax {
+        let line = serde_json::from_slice(&line).map_err(|e| TrainError::Syntax {
             origin: path.display().to_string(),
             reason: format!("line {number} is not of a metrics file: {e}"),
-        })?);
+        })?;
+        if see(line).is_break() {
+            return Ok(());
+        }
     }
 }
 
 /// Reads a whole `metrics.jsonl`; a last line cut short is left out.
 pub fn read(path: &Path) -> Result<Vec<Line>> {
     let mut lines = Vec::new();
-    each(path, |line| lines.push(line))?;
+    each(path, |line| {
+        lines.push(line);
+        ControlFlow::Continue(())
+    })?;
     Ok(lines)
 }
 

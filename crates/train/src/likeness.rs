@@ -4,6 +4,7 @@ use crate::error::Result;
 use crate::tracing::windows_of;
 use senmon_insight::statistics::{Alike, Mlp, Outputs};
 use senmon_insight::{InsightError, Trace};
+use senmon_kernels::activation::Activation;
 use senmon_models::decoder::{Decoder, Pass};
 use senmon_moe::layer::MoeLayer;
 use senmon_moe::{Routing, RoutingObserver};
@@ -21,8 +22,9 @@ const WEIGHT_WORK: u128 = 1 << 35;
 /// How alike the experts of each MoE layer are, over some tokens of a trace's texts; `None` where `cancelled`.
 pub fn of(decoder: &Decoder, trace: &Trace, cancelled: &dyn Fn() -> bool) -> Result<Option<Vec<Alike>>> {
     let windows = windows_of(trace)?;
-    let widths =
-        decoder.moe_layers().map(|(l, moe)| (l, (moe.config().experts, moe.config().inner()))).collect();
+    // The members of an ensemble do not have the same inputs.
+    let alone = decoder.moe_layers().filter(|(_, moe)| moe.config().extras.members <= 1);
+    let widths = alone.map(|(l, moe)| (l, (moe.config().experts, moe.config().inner()))).collect();
     let mut probe = Probe { widths, seen: BTreeMap::new(), failed: None };
     let texts = windows.len().min(TEXTS);
     for text in 0..texts {
@@ -32,7 +34,7 @@ pub fn of(decoder: &Decoder, trace: &Trace, cancelled: &dyn Fn() -> bool) -> Res
         let window = &windows[text * windows.len() / texts];
         let tokens = &window[..window.len() - 1];
         let mut pass = Pass { observer: Some(&mut probe), ..Pass::default() };
-        decoder.loss(tokens, &window[1..], 1, None, &mut pass)?;
+        decoder.forward(tokens, 1, &mut pass)?;
     }
     if let Some(error) = probe.failed {
         return Err(error.into());
@@ -42,7 +44,7 @@ pub fn of(decoder: &Decoder, trace: &Trace, cancelled: &dyn Fn() -> bool) -> Res
         if cancelled() {
             return Ok(None);
         }
-        // Of an empty text nothing was seen.
+        // Of an empty text nothing was seen, and of an ensemble nothing was asked for.
         let Some(seen) = probe.seen.remove(&l) else { continue };
         found.push(with_weights(l, moe, seen)?);
     }
@@ -63,6 +65,7 @@ fn with_weights(l: usize, moe: &MoeLayer, seen: Outputs) -> Result<Alike> {
     }
     let config = moe.config();
     let size = config.intermediate * config.inner();
+    let up_is_factor = config.gated && !matches!(config.activation, Activation::Clamped { .. });
     let mlps = |up: &[f32], down: &[f32]| {
         let of = |e: usize| {
             let first = &up[e * size * if config.gated { 2 } else { 1 }..];
@@ -70,7 +73,7 @@ fn with_weights(l: usize, moe: &MoeLayer, seen: Outputs) -> Result<Alike> {
                 true => (Some(&first[..size]), &first[size..2 * size]),
                 false => (None, &first[..size]),
             };
-            Mlp { gate, up, down: &down[e * size..][..size], hidden: config.inner() }
+            Mlp { gate, up, down: &down[e * size..][..size], hidden: config.inner(), up_is_factor }
         };
         let all: Vec<Mlp> = (0..config.experts).map(of).collect();
         seen.finish(l, &all)

@@ -17,7 +17,8 @@ pub struct Terminal<W> {
     limits: Limits,
     clock: TrainingClock,
     loss: Smoothed,
-    speed: Smoothed,
+    /// Seconds per token.
+    time: Smoothed,
     left: TimeLeft,
 }
 
@@ -74,7 +75,7 @@ impl<W: Write> Terminal<W> {
             limits: Limits::default(),
             clock: TrainingClock::resume(0.0),
             loss: Smoothed::default(),
-            speed: Smoothed::default(),
+            time: Smoothed::default(),
             left: TimeLeft::default(),
         }
     }
@@ -95,8 +96,8 @@ impl<W: Write> Terminal<W> {
     /// "loss 3.412 · 12.3k tokens/s · load CV 0.21 (layer 3) · 2 min 5 s left"
     fn status(&mut self, record: &StepRecord, progress: f64) -> String {
         let mut parts = vec![format!("loss {:.3}", self.loss.value().unwrap_or(record.loss))];
-        if let Some(speed) = self.speed.value() {
-            parts.push(format!("{} tokens/s", short(speed)));
+        if let Some(time) = self.time.value() {
+            parts.push(format!("{} tokens/s", short(1.0 / time)));
         }
         let worst = record.layers.iter().max_by(|a, b| a.load_cv.total_cmp(&b.load_cv));
         if let Some(worst) = worst {
@@ -133,7 +134,8 @@ impl<W: Write> Observer for Terminal<W> {
 
     fn step(&mut self, record: &StepRecord) -> Result<()> {
         self.loss.add(record.loss);
-        self.speed.add(record.tokens_per_second);
+        // Times can be averaged, speeds cannot.
+        self.time.add(1.0 / record.tokens_per_second);
         let progress = self.limits.progress(record.step, record.tokens, self.clock.elapsed());
         let status = self.status(record, progress);
         match &mut self.out {

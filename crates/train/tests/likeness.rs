@@ -9,6 +9,15 @@ use senmon_models::spec::{AttentionSpec, FfnSpec, MlpSpec, ModelSpec, MoeSpec};
 use senmon_train::eval::EvalText;
 use senmon_train::{likeness, tracing};
 
+/// The same expert with its neurons in the opposite order: rows of gate and up, columns of down.
+fn turned(values: &[f32], name: &str, inner: usize, hidden: usize) -> Vec<f32> {
+    if name.contains("down") {
+        return values.chunks(inner).flat_map(|row| row.iter().rev().copied()).collect();
+    }
+    let matrices = values.chunks(inner * hidden);
+    matrices.flat_map(|matrix| matrix.chunks(hidden).rev().flatten().copied()).collect()
+}
+
 #[test]
 fn a_copy_is_found() {
     let (vocab, experts, inner, hidden) = (40, 4, 8, 16);
@@ -22,10 +31,11 @@ fn a_copy_is_found() {
         let mut values = initial_values(&spec, 3);
         let mut copied = 0;
         for (def, values) in param_defs(&spec).iter().zip(&mut values) {
-            // Expert 3 of layer 1 is expert 1.
+            // Expert 3 of layer 1 is expert 1, its neurons in another order.
             if def.name.starts_with("layers.1.") && values.len() % (experts * inner * hidden) == 0 {
                 let size = values.len() / experts;
-                values.copy_within(size..2 * size, 3 * size);
+                let expert = values[size..2 * size].to_vec();
+                values[3 * size..].copy_from_slice(&turned(&expert, &def.name, inner, hidden));
                 copied += 1;
             }
         }

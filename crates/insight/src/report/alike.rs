@@ -7,7 +7,7 @@ use senmon_page::{Block, Cell, Column, Format, Heat, Reference, Scale, Section, 
 /// The section, where likeness was looked at.
 pub(super) fn section(report: &Report) -> Option<Section> {
     let all = report.alike;
-    let tokens = all.first()?.tokens;
+    all.first()?;
     let mut selector = Selector::new("Layer");
     for alike in spread(all.len(), MATRICES).map(|place| &all[place]) {
         selector = selector.blocks(alike.layer.to_string(), heats(alike));
@@ -15,17 +15,18 @@ pub(super) fn section(report: &Report) -> Option<Section> {
     Some(
         Section::new("alike", "Experts alike")
             .intro(
-                "Whether experts do different things. Two that give the same for every token are one expert held twice; all that are at \
-                 the chance level have nothing in common but what they give whatever the token is.",
+                "Whether experts do different things. Two that give the same for every token, but for its size, are one expert held twice; all \
+                 that are at the chance level have nothing in common but what they give whatever the token is.",
             )
-            .block(table(all, tokens))
+            .block(table(all))
             .block(selector),
     )
 }
 
-fn table(all: &[Alike], tokens: u64) -> Table {
+fn table(all: &[Alike]) -> Table {
     let columns = [
         Column::text("layer"),
+        Column::number("tokens", Format::integer()),
         Column::number("outputs", Format::fixed(3)),
         Column::number("by chance", Format::fixed(3)),
         Column::text("most alike"),
@@ -37,6 +38,7 @@ fn table(all: &[Alike], tokens: u64) -> Table {
         let most = most_alike(alike);
         vec![
             Cell::from(alike.layer.to_string()),
+            Cell::from(alike.tokens as f64),
             Cell::from(or_none(alike.of_outputs.value)),
             Cell::from(or_none(alike.of_outputs.chance)),
             most.map(|(i, j, _)| format!("{i} and {j}")).as_deref().into(),
@@ -46,10 +48,10 @@ fn table(all: &[Alike], tokens: u64) -> Table {
         ]
     });
     Table::new("Likeness of experts, means over pairs", columns)
-        .note(format!(
-            "Outputs: the cosine of what two experts give for the same token, over {tokens} tokens; by chance: for different tokens. Weights: the \
+        .note(
+            "Outputs: the cosine of what two experts give for the same token, over some tokens; by chance: for different tokens. Weights: the \
              cosine of neurons matched one to one; by chance: matched with shuffled ones. Missing where a layer is too large for it.",
-        ))
+        )
         .rows(rows)
 }
 
@@ -69,14 +71,16 @@ fn heats(alike: &Alike) -> Vec<Block> {
                 row.iter().enumerate().map(move |(j, value)| if i == j { f64::NAN } else { or_none(*value) })
             })
             .collect();
-        let chance = chance.unwrap_or(0.0).clamp(-0.9, 0.9);
-        let least = values.iter().copied().filter(|v| v.is_finite()).fold(chance - 0.1, f64::min);
-        let greatest = values.iter().copied().filter(|v| v.is_finite()).fold(chance + 0.1, f64::max);
+        // Where chance is not known, colours are around vectors that have nothing to do with each other.
+        let centre = chance.map_or_else(|| Reference::new("unlike", 0.0), Reference::chance);
+        let middle = chance.unwrap_or(0.0);
+        let least = values.iter().copied().filter(|v| v.is_finite()).fold(middle - 0.1, f64::min);
+        let greatest = values.iter().copied().filter(|v| v.is_finite()).fold(middle + 0.1, f64::max);
         Heat::new(title, numbers(alike.experts), numbers(alike.experts))
             .note(note)
             .axes("expert", "expert", "cosine")
             .values(values)
-            .scale(Scale::Diverging { low: least, centre: Reference::chance(chance), high: greatest })
+            .scale(Scale::Diverging { low: least, centre, high: greatest })
             .format(Format::fixed(2))
     };
     let layer = alike.layer;

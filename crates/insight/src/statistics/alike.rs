@@ -202,7 +202,13 @@ mod tests {
         let weights: Vec<Vec<f32>> = (0..4)
             .map(|m| (0..(h * i) as u64).map(|x| Stream::new(&[m]).normal(x) as f32).collect())
             .collect();
-        let mlp = |a: usize, b: usize| Mlp { gate: None, up: &weights[a], down: &weights[b], hidden: h };
+        let mlp = |a: usize, b: usize| Mlp {
+            gate: None,
+            up: &weights[a],
+            down: &weights[b],
+            hidden: h,
+            up_is_factor: false,
+        };
         let alike = seen.finish(0, &[mlp(0, 1), mlp(2, 3)]).unwrap();
         assert_eq!(alike.outputs[0], [None, None]);
         // One token has no other to be set against.

@@ -63,6 +63,9 @@ pub struct Mlp<'a> {
     pub down: &'a [f32],
     /// H.
     pub hidden: usize,
+    /// Whether `up` enters the output as a factor, so that a neuron with the signs of both `up` and `down` turned is the same one: so
+    /// it is where an expert is gated, unless `up` is shifted first, as gpt-oss does.
+    pub up_is_factor: bool,
 }
 
 impl Mlp<'_> {
@@ -106,11 +109,12 @@ impl Mlp<'_> {
 
 /// How alike two experts are: the mean cosine of their neurons, matched one to one so that it is as great as can be (greedily,
 /// from the most alike down, for more than [`MATCHED_EXACTLY`] neurons). 1 for an expert and the same with its neurons in
-/// another order. By chance: the same after the coordinates of the second expert's neurons were shuffled, all in the same way:
+/// another order, or scaled or turned in ways that cancel out. By chance: the same after the coordinates of the second expert's neurons were shuffled, all in the same way:
 /// matching alone makes strangers look alike, the more the more neurons there are.
 pub fn expert_similarity(a: &Mlp, b: &Mlp, seed: u64) -> Result<Figure> {
     let (neurons, others) = (a.neurons()?, b.neurons()?);
-    if neurons != others || a.hidden != b.hidden || a.gate.is_some() != b.gate.is_some() {
+    let kind = |mlp: &Mlp| (mlp.hidden, mlp.gate.is_some(), mlp.up_is_factor);
+    if neurons != others || kind(a) != kind(b) {
         return Err(InsightError::trace(format!(
             "an expert of {neurons} neurons of width {} is not comparable with one of {others} of width {}",
             a.hidden, b.hidden
@@ -121,13 +125,19 @@ pub fn expert_similarity(a: &Mlp, b: &Mlp, seed: u64) -> Result<Figure> {
     let order = shuffled(Stream::new(&[seed, 0x7369_6d69]), width);
     let strange: Vec<Vec<f32>> =
         of_b.iter().map(|neuron| order.iter().map(|at| neuron[*at]).collect()).collect();
-    Ok(Figure::new(matched(&of_a, &of_b), matched(&of_a, &strange), None))
+    // Up to here a neuron's sign counts.
+    let signed = if a.up_is_factor { width - 2 * a.hidden } else { width };
+    Ok(Figure::new(matched(&of_a, &of_b, signed), matched(&of_a, &strange, signed), None))
 }
 
-/// The mean cosine of neurons matched one to one.
-fn matched(a: &[Vec<f32>], b: &[Vec<f32>]) -> Option<f64> {
+/// The mean cosine of neurons matched one to one; of elements from `signed` on with the sign that suits best.
+fn matched(a: &[Vec<f32>], b: &[Vec<f32>], signed: usize) -> Option<f64> {
     let n = a.len();
-    let table: Vec<f64> = a.par_iter().flat_map_iter(|a| b.iter().map(move |b| dot(a, b))).collect();
+    let cosine = |a: &[f32], b: &[f32]| {
+        let ((a, a_turned), (b, b_turned)) = (a.split_at(signed), b.split_at(signed));
+        dot(a, b) + dot(a_turned, b_turned).abs()
+    };
+    let table: Vec<f64> = a.par_iter().flat_map_iter(|a| b.iter().map(move |b| cosine(a, b))).collect();
     if n == 0 || table.iter().any(|x| !x.is_finite()) {
         return None;
     }
@@ -214,22 +224,30 @@ mod tests {
         let (gate, up, down) = (numbers(1, h * i), numbers(2, h * i), numbers(3, h * i));
         let order = shuffled(Stream::new(&[9]), i);
         let rows = |m: &[f32]| order.iter().flat_map(|n| m[n * h..][..h].to_vec()).collect::<Vec<_>>();
-        // Other scales of neurons that cancel out change nothing.
-        let (gate_too, up_too): (Vec<f32>, Vec<f32>) =
-            (rows(&gate), rows(&up).iter().map(|x| 2.0 * x).collect());
+        // Other scales and signs of neurons that cancel out change nothing.
+        let factor = |neuron: usize| if neuron.is_multiple_of(3) { -2.0 } else { 2.0 };
+        let (gate_too, mut up_too) = (rows(&gate), rows(&up));
+        for (neuron, row) in order.iter().zip(up_too.chunks_exact_mut(h)) {
+            row.iter_mut().for_each(|x| *x *= factor(*neuron));
+        }
         let down_too: Vec<f32> = (0..h)
             .flat_map(|row| order.iter().map(move |n| (row, *n)))
-            .map(|(r, n)| down[r * i + n] / 2.0)
+            .map(|(r, n)| down[r * i + n] / factor(n))
             .collect();
-        let a = Mlp { gate: Some(&gate), up: &up, down: &down, hidden: h };
-        let b = Mlp { gate: Some(&gate_too), up: &up_too, down: &down_too, hidden: h };
+        let a = Mlp { gate: Some(&gate), up: &up, down: &down, hidden: h, up_is_factor: true };
+        let b = Mlp { gate: Some(&gate_too), up: &up_too, down: &down_too, ..a };
         let same = expert_similarity(&a, &b, 0).unwrap();
         assert!((same.value.unwrap() - 1.0).abs() < 1e-6 && same.chance.unwrap() < 0.5, "{same:?}");
+        // Where signs count, a neuron that was turned is another one.
+        let shifted = |mlp| Mlp { up_is_factor: false, ..mlp };
+        let turned = expert_similarity(&shifted(a), &shifted(b), 0).unwrap();
+        assert!(turned.value.unwrap() < 0.8, "{turned:?}");
+        assert!(expert_similarity(&a, &shifted(b), 0).is_err());
         let (x, y, z) = (numbers(4, h * i), numbers(5, h * i), numbers(6, h * i));
-        let stranger = Mlp { gate: Some(&x), up: &y, down: &z, hidden: h };
+        let stranger = Mlp { gate: Some(&x), up: &y, down: &z, ..a };
         let other = expert_similarity(&a, &stranger, 0).unwrap();
         assert!((other.value.unwrap() - other.chance.unwrap()).abs() < 0.1, "{other:?}");
-        let short = Mlp { gate: None, up: &up, down: &down[1..], hidden: h };
+        let short = Mlp { gate: None, down: &down[1..], ..a };
         assert!(expert_similarity(&a, &short, 0).is_err());
         let ungated = Mlp { gate: None, ..a };
         assert!(expert_similarity(&a, &ungated, 0).is_err());

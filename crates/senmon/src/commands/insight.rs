@@ -22,6 +22,7 @@ use senmon_train::jsonl::{self, Line};
 use senmon_train::{ablation, likeness, tracing};
 use serde_json::{Value, json};
 use std::fmt::Write;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 
@@ -260,7 +261,7 @@ fn training(model: &Path) -> Result<Option<Training>> {
     }
     let mut training = Training::default();
     jsonl::each(&metrics, |line| {
-        let Line::Step(step) = line else { return };
+        let Line::Step(step) = line else { return ControlFlow::Continue(()) };
         training.steps.push(step.step);
         for layer in step.layers {
             let place = training.layers.iter().position(|(number, ..)| *number == layer.layer);
@@ -271,6 +272,7 @@ fn training(model: &Path) -> Result<Option<Training>> {
             training.layers[place].1.push(layer.load_cv);
             training.layers[place].2.push(layer.entropy);
         }
+        ControlFlow::Continue(())
     })?;
     let mut traces: Vec<(u64, PathBuf)> = std::fs::read_dir(model.join(TRACES))
         .map(|entries| entries.flatten().map(|entry| entry.path()).collect::<Vec<_>>())

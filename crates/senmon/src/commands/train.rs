@@ -25,20 +25,29 @@ use senmon_train::tensorboard::TensorBoard;
 use senmon_train::terminal::{Terminal, duration, short};
 use senmon_train::trainer::Trainer;
 use std::fmt::Write;
-use std::net::TcpListener;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Steps that the load in the last table is averaged over.
 const LOAD_STEPS: usize = 50;
 
 pub(super) fn run(mut args: TrainArgs) -> Result<()> {
+    // An address that cannot be had ends the command before anything is made.
+    let mut live = args.dashboard.as_ref().map(|address| open(address.as_deref(), &args)).transpose()?;
     if let Some(init) = &mut args.init {
         super::hub::find(init, args.common.quiet)?;
     }
     crate::ui::catch_interrupts();
-    // An address that cannot be had ends the command before anything is made.
-    let live = args.dashboard.as_ref().map(|address| address_of(address.as_deref())?.bind()).transpose()?;
+    let ended = prepare(args, live.as_mut());
+    match (&mut live, &ended) {
+        (Some(live), Err(failure)) if !failure.is_interruption() => live.failed(&failure.to_string()),
+        _ => {}
+    }
+    ended
+}
+
+fn prepare(args: TrainArgs, live: Option<&mut Dashboard>) -> Result<()> {
     if args.resume {
         let folder = RunFolder::resume(&args.out)?;
         let layers = Layers::over(folder.read_config()?);
@@ -134,7 +143,7 @@ fn flags(mut layers: Layers, args: &TrainArgs) -> Result<Layers> {
 }
 
 /// Trains to the end and tells what came of it.
-fn train(setup: Setup, args: &TrainArgs, live: Option<TcpListener>) -> Result<()> {
+fn train(setup: Setup, args: &TrainArgs, mut live: Option<&mut Dashboard>) -> Result<()> {
     let Setup { mut trainer, tokenizer, report, notes } = setup;
     let quiet = args.common.quiet;
     if !quiet {
@@ -148,7 +157,9 @@ fn train(setup: Setup, args: &TrainArgs, live: Option<TcpListener>) -> Result<()
     let root = trainer.folder.root().to_owned();
     let first = trainer.progress.step;
     let mut seen = Seen { recent: Recent::of(LOAD_STEPS), alarms: Vec::new() };
-    let mut dashboard = live.map(|listener| live_view(&trainer, args, listener)).transpose()?;
+    if let Some(live) = &mut live {
+        live.prepared(described(&trainer, args));
+    }
     let mut observers = Observers::new();
     if !quiet {
         match on_terminal() {
@@ -160,18 +171,18 @@ fn train(setup: Setup, args: &TrainArgs, live: Option<TcpListener>) -> Result<()
     observers.push(if first > 0 { Jsonl::resume(&metrics, first)? } else { Jsonl::create(&metrics)? });
     observers.push(TensorBoard::create(&root)?);
     observers.push(&mut seen);
-    if let Some(dashboard) = &mut dashboard {
-        if first > 0 {
-            dashboard.remember(&metrics)?;
+    if let Some(live) = live {
+        let remembered = match first {
+            0 => Ok(()),
+            _ => live.remember(&metrics, &|| INTERRUPTED.load(Ordering::Relaxed)),
+        };
+        if let Err(error) = remembered {
+            eprintln!("note: the live view lacks what came before: {error}");
         }
-        observers.push(dashboard);
+        observers.push(live);
     }
-    let summary = trainer.run(&mut observers, &INTERRUPTED);
+    let summary = trainer.run(&mut observers, &INTERRUPTED)?;
     drop(observers);
-    if let (Some(dashboard), Err(error)) = (&mut dashboard, &summary) {
-        dashboard.failed(&error.to_string());
-    }
-    let summary = summary?;
 
     let again = format!("senmon train --resume --out {}", args.out.display());
     if summary.ending == Ending::Interrupted {
@@ -240,13 +251,16 @@ fn train(setup: Setup, args: &TrainArgs, live: Option<TcpListener>) -> Result<()
     Ok(())
 }
 
-/// Where the live view is to be.
-fn address_of(text: Option<&str>) -> senmon_dashboard::Result<Address> {
-    text.map_or_else(|| Ok(Address::default()), str::parse)
+/// The live view, at an address or where there is room; where that is, is said even to who wants to hear nothing else.
+fn open(address: Option<&str>, args: &TrainArgs) -> Result<Dashboard> {
+    let address = address.map_or_else(|| Ok(Address::default()), str::parse)?;
+    let live = Dashboard::open(address.bind()?, args.out.display().to_string())?;
+    eprintln!("live view: {}", live.url());
+    Ok(live)
 }
 
-/// The live view.
-fn live_view(trainer: &Trainer, args: &TrainArgs, listener: TcpListener) -> Result<Dashboard> {
+/// What the live view tells of a run.
+fn described(trainer: &Trainer, args: &TrainArgs) -> senmon_dashboard::Run {
     let layers: Vec<(usize, usize)> =
         trainer.decoder.moe_layers().map(|(layer, moe)| (layer, moe.config().choices())).collect();
     let mut facts = Vec::new();
@@ -254,12 +268,7 @@ fn live_view(trainer: &Trainer, args: &TrainArgs, listener: TcpListener) -> Resu
         facts.push(("router".to_owned(), moe.config().router.kind.clone()));
         facts.push(("MoE layers".to_owned(), format!("{} of {experts} experts", layers.len())));
     }
-    let run = senmon_dashboard::Run { name: args.out.display().to_string(), facts, layers };
-    let dashboard = Dashboard::open(listener, run)?;
-    if !args.common.quiet {
-        eprintln!("live view: {}", dashboard.url());
-    }
-    Ok(dashboard)
+    senmon_dashboard::Run { name: args.out.display().to_string(), facts, layers }
 }
 
 /// The beginning of a held-out text of the largest domain.

@@ -7,7 +7,7 @@
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 use tempfile::TempDir;
 
 /// What makes the model tiny.
@@ -95,6 +95,16 @@ pub fn done(mut command: Command) -> Output {
 pub fn json(command: Command) -> Value {
     let output = done(command).stdout;
     serde_json::from_slice(&output).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&output)))
+}
+
+/// A process that does not outlive the test, however that ends.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// What a command prints, and that it says nothing besides.
