@@ -1,4 +1,5 @@
-//! What is left in the folder of a comparison: `compare.html`, `compare.csv` and `compare.json`, each written whole.
+//! What is left in the folder of a comparison or a sweep: a page, a table and a document, each written whole. Both may be in one
+//! folder, where they share runs.
 
 use std::path::Path;
 
@@ -13,12 +14,10 @@ use crate::run::Outcomes;
 use crate::sweep::Sweep;
 use crate::verdict::Verdict;
 
-/// The page's name.
-pub const PAGE: &str = "compare.html";
-/// The table's name: a line for each model and seed.
-pub const TABLE: &str = "compare.csv";
-/// The document's name: everything.
-pub const DOCUMENT: &str = "compare.json";
+/// The page of a comparison. Beside it are `compare.csv`, a line for each model and seed, and `compare.json`, everything.
+pub const COMPARISON: &str = "compare.html";
+/// The page of a sweep. Beside it are `sweep.csv`, a line for each candidate, and `sweep.json`, everything.
+pub const SWEEP: &str = "sweep.html";
 
 /// A comparison as one document: the plan, what was measured, what follows.
 pub fn document(
@@ -189,22 +188,24 @@ pub fn write(
 ) -> Result<Value> {
     let document = document(plan, outcomes, analysis, verdicts)?;
     let page = page::comparison(plan, outcomes, analysis, verdicts, facts)?.to_html()?;
-    put(out, &page, &csv(plan, outcomes), &document)?;
+    put(&out.join(COMPARISON), &page, &csv(plan, outcomes), &document)?;
     Ok(document)
 }
 
 /// Writes the three files of a sweep.
 pub fn write_sweep(out: &Path, sweep: &Sweep, facts: &Facts) -> Result<Value> {
-    let bad = |e: serde_json::Error| CompareError::File { path: out.join(DOCUMENT), reason: e.to_string() };
+    let path = out.join(SWEEP);
+    let bad = |e: serde_json::Error| CompareError::File { path: path.clone(), reason: e.to_string() };
     let document = serde_json::to_value(sweep).map_err(bad)?;
-    put(out, &page::sweep(sweep, facts).to_html()?, &csv_of_sweep(sweep), &document)?;
+    put(&path, &page::sweep(sweep, facts).to_html()?, &csv_of_sweep(sweep), &document)?;
     Ok(document)
 }
 
-fn put(out: &Path, page: &str, table: &str, document: &Value) -> Result<()> {
+/// Writes a page, and beside it its table and its document.
+fn put(path: &Path, page: &str, table: &str, document: &Value) -> Result<()> {
     let document = format!("{document:#}\n");
-    for (name, text) in [(PAGE, page), (TABLE, table), (DOCUMENT, document.as_str())] {
-        let path = out.join(name);
+    for (extension, text) in [("html", page), ("csv", table), ("json", document.as_str())] {
+        let path = path.with_extension(extension);
         senmon_files::write_whole(&path, |to| to.write_all(text.as_bytes()))
             .map_err(CompareError::io("write", &path))?;
     }

@@ -188,7 +188,7 @@ fn a_comparison_from_text_to_page_interrupted_or_not() {
     let facts = vec![("Text".to_owned(), "made up".to_owned())];
     let document = files::write(&out, &plan, &whole, &analysis, &words, &facts).unwrap();
     assert_eq!(document["verdicts"].as_array().unwrap().len(), 6);
-    let page = fs::read_to_string(out.join(files::PAGE)).unwrap();
+    let page = fs::read_to_string(out.join(files::COMPARISON)).unwrap();
     for section in ["verdicts", "arms", "comparisons", "curves", "domains", "settings"] {
         assert!(page.contains(&format!("id=\"{section}\"")), "{section}");
     }
@@ -239,7 +239,7 @@ fn a_sweep_finds_the_rate_that_learns() {
     assert_eq!(sweep(&out), first);
     assert_eq!(fs::read_to_string(out.join("results.jsonl")).unwrap().lines().count(), trained);
     files::write_sweep(&out, &first, &vec![]).unwrap();
-    let page = fs::read_to_string(out.join(files::PAGE)).unwrap();
+    let page = fs::read_to_string(out.join(files::SWEEP)).unwrap();
     assert!(
         page.contains("id=\"choice\"") && page.contains("id=\"candidates\"") && page.contains("is chosen")
     );

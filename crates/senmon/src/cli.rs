@@ -413,7 +413,7 @@ pub struct ChatArgs {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Every arm is trained on the same text with the same seeds, and compared with the first one. --out gets compare.html, compare.csv and
-compare.json. Ctrl-C saves; the same command goes on. docs/compare.md says what is equal and what is claimed.
+compare.json (sweep.* of a sweep). Ctrl-C saves; the same command goes on. docs/compare.md says what is equal and what is claimed.
 
 Examples:
   senmon compare --data ~/text --out runs/compare --tokens 2M

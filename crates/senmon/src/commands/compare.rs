@@ -6,7 +6,7 @@ use crate::cli::CompareArgs;
 use crate::failure::{Failure, Result};
 use crate::ui::{DataProgress, INTERRUPTED, catch_interrupts};
 use senmon_compare::analysis::Analysis;
-use senmon_compare::files::{self, PAGE};
+use senmon_compare::files::{self, COMPARISON, SWEEP};
 use senmon_compare::page::Facts;
 use senmon_compare::plan::{Arm, Ask, Equality, Plan};
 use senmon_compare::record::{Record, Results};
@@ -154,7 +154,7 @@ fn compare(args: &CompareArgs, layers: &Layers, base: &RunConfig) -> Result<()> 
 fn facts(args: &CompareArgs, base: &RunConfig, tokens: u64) -> Facts {
     let paths: Vec<String> = base.data.paths.iter().map(|p| p.display().to_string()).collect();
     let fact = |name: &str, value: String| (name.to_owned(), value);
-    vec![
+    let mut facts = vec![
         fact("Text", paths.join(", ")),
         fact(
             "Model with experts",
@@ -166,7 +166,11 @@ fn facts(args: &CompareArgs, base: &RunConfig, tokens: u64) -> Facts {
         fact("Budget", format!("{} tokens of it", short(tokens as f64))),
         fact("Seeds", args.seeds.to_string()),
         fact("Threads", rayon::current_num_threads().to_string()),
-    ]
+    ];
+    if !args.set.is_empty() {
+        facts.push(fact("Set", args.set.join(", ")));
+    }
+    facts
 }
 
 /// What will be trained.
@@ -224,7 +228,7 @@ fn words(args: &CompareArgs, plan: &Plan, outcomes: &Outcomes, said: &[Verdict])
             by_seed.join(", ")
         );
     }
-    let _ = writeln!(out, "\nthe page: {}", args.out.join(PAGE).display());
+    let _ = writeln!(out, "\nthe page: {}", args.out.join(COMPARISON).display());
     out
 }
 
@@ -255,7 +259,7 @@ fn sweep_words(args: &CompareArgs, found: &Sweep) -> String {
     }
     let sets: String = found.chosen.iter().map(|set| format!(" --set {set}")).collect();
     let _ =
-        writeln!(out, "\nthe page: {}\ntry: senmon compare --data …{sets}", args.out.join(PAGE).display());
+        writeln!(out, "\nthe page: {}\ntry: senmon compare --data …{sets}", args.out.join(SWEEP).display());
     out
 }
 
