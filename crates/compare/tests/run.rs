@@ -195,14 +195,14 @@ fn a_comparison_from_text_to_page_interrupted_or_not() {
     for text in ["ensemble", "router-hash", "Learning curves against training FLOPs", "experts", "made up"] {
         assert!(page.contains(text), "{text}");
     }
-    let table = fs::read_to_string(out.join(files::TABLE)).unwrap();
+    let table = fs::read_to_string(out.join("compare.csv")).unwrap();
     assert_eq!(table.lines().count(), 1 + 8);
     assert!(
         table.lines().next().unwrap().ends_with("bits_per_byte of md")
             || table.contains("bits_per_byte of rs")
     );
     let read: serde_json::Value =
-        serde_json::from_str(&fs::read_to_string(out.join(files::DOCUMENT)).unwrap()).unwrap();
+        serde_json::from_str(&fs::read_to_string(out.join("compare.json")).unwrap()).unwrap();
     assert_eq!(read["models"].as_array().unwrap().len(), 4);
 }
 
