@@ -4,11 +4,12 @@ Counts must be equal, all else within 1e-6 relative. Each function below is a st
 for experts are rules, not numbers, and the search for a placement is ours alone: of a suggestion only the cost is computed again.
 Plain loops: minutes for a few thousand tokens.
 
-    cargo run --release -p senmon-insight --example statistics -- TRACE > OURS.json
+    senmon inspect RUN --trace TRACE --json > OURS.json
+    cargo run --release -p senmon-insight --example statistics -- TRACE > OURS.json    (or so, of any trace)
     python tools/parity/check_insight.py TRACE OURS.json
     python tools/parity/check_insight.py --write      # the golden files of crates/insight/tests/golden
 
-OURS.json has "options" and "statistics". Exit 0 if all agree.
+OURS.json has "options" and "statistics", or has them under "routing". Exit 0 if all agree.
 """
 
 import argparse
@@ -615,7 +616,7 @@ def write():
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", nargs="?", type=Path)
-    parser.add_argument("ours", nargs="?", type=Path, help="JSON of the example `statistics`")
+    parser.add_argument("ours", nargs="?", type=Path, help="JSON of `senmon inspect`, or of the example `statistics`")
     parser.add_argument("--write", action="store_true", help="write the golden files")
     args = parser.parse_args()
     if args.write:
@@ -623,6 +624,7 @@ def main():
     if not args.trace or not args.ours:
         parser.error("TRACE and OURS.json, or --write")
     said = json.loads(args.ours.read_text())
+    said = said.get("routing", said)
     found = list(differences(said["statistics"], plain(statistics(Trace(args.trace), said["options"], said["statistics"]))))
     print("\n".join(found[:40]) or "all agree")
     sys.exit(1 if found else 0)

@@ -42,7 +42,10 @@ pub(super) struct Looked {
 impl Looked {
     /// For programs.
     pub fn document(&self) -> Value {
-        json!({ "statistics": self.statistics, "words": self.words, "checked": self.checked, "alike": self.alike })
+        json!({
+            "options": Options::default(), "statistics": self.statistics, "words": self.words, "checked": self.checked,
+            "alike": self.alike,
+        })
     }
 }
 
