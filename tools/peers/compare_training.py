@@ -1,7 +1,7 @@
 """Training speed of Senmon beside transformers on the same machine, in one run.
 
 The model: hidden 256, 4 layers, 4 heads, sequences of 256, vocabulary 4096, batch 8; 8 experts of 512, top-2, with the load-balancing
-loss; AdamW, f32. The dense twin (llama, intermediate 1024) has equal operations per token. transformers does a whole step, forward,
+loss; AdamW, f32 (Senmon with products in bf16 as well). The dense twin (llama, intermediate 1024) has equal operations per token. transformers does a whole step, forward,
 backward and optimiser, with each of its implementations of experts. Clipping is left out unless --clip says so, in its favour.
 
 The sides alternate (A B C A B C ...), so that a machine that slows down slows all; what is shown is the median over rounds
@@ -77,10 +77,11 @@ class Transformers:
 class Senmon:
     """`senmon bench train`, which prints the machine's own peaks as well."""
 
-    name, moe = "senmon", True
+    moe = True
 
-    def __init__(self, binary, threads):
-        self.command = [str(binary), "bench", "train", "--json", "--threads", str(threads)]
+    def __init__(self, binary, threads, precision):
+        self.name = f"senmon, {precision}"
+        self.command = [str(binary), "bench", "train", "--json", "--threads", str(threads), "--precision", precision]
         self.said = []
 
     def measure(self, steps):
@@ -105,7 +106,7 @@ def processor():
 def table(speeds, sides):
     """Markdown: median, range and ratio to the fastest MoE of transformers."""
     medians = {side.name: statistics.median(speeds[side.name]) for side in sides}
-    best = max(medians[side.name] for side in sides if side.moe and side.name != "senmon")
+    best = max(medians[side.name] for side in sides if side.moe and isinstance(side, Transformers))
     rows = ["| | tokens/s (median) | lowest to highest | ratio |", "|---|---|---|---|"]
     for side in sides:
         s = speeds[side.name]
@@ -121,14 +122,15 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="of each side in a round")
     parser.add_argument("--kinds", default="eager,grouped_mm,dense", help="of transformers [%(default)s]")
+    parser.add_argument("--precisions", default="f32,bf16", help="of Senmon [%(default)s]")
     parser.add_argument("--attention", default="sdpa", help="of transformers [%(default)s]")
     parser.add_argument("--clip", type=float, default=0.0, help="clip the gradients of transformers [do not]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    senmon = Senmon(args.senmon, args.threads)
-    sides = [senmon] + [Transformers(kind, args.attention, args.clip) for kind in args.kinds.split(",")]
-    if not any(side.moe for side in sides[1:]):
+    ours = [Senmon(args.senmon, args.threads, precision) for precision in args.precisions.split(",")]
+    sides = ours + [Transformers(kind, args.attention, args.clip) for kind in args.kinds.split(",")]
+    if not any(side.moe for side in sides[len(ours):]):
         raise SystemExit("--kinds needs one that is not dense, to compare with")
     speeds = {side.name: [] for side in sides}
     for n in range(args.rounds):
@@ -138,11 +140,13 @@ def main():
     print(f"{processor()}, {args.threads} of {os.cpu_count()} threads, {time.strftime('%Y-%m-%d')}, torch {torch.__version__}, "
           f"transformers {transformers.__version__}, {args.rounds} rounds of {args.steps} steps\n")
     print(table(speeds, sides))
-    peaks = {key: value for key, value in senmon.said[-1].items() if key.startswith("peak")}
-    if peaks:
-        print("\nThe machine by `senmon bench train`: " + ", ".join(f"{key} {value}" for key, value in peaks.items()))
+    for side in ours:
+        peaks = [f"{key} {value}" for key, value in side.said[-1].items() if key.startswith("peak")]
+        if peaks:
+            print(f"\nThe machine by `bench train` ({side.name}): {', '.join(peaks)}")
     if args.json:
-        args.json.write_text(json.dumps({"speeds": speeds, "senmon": senmon.said}, indent=2) + "\n")
+        said = {side.name: side.said for side in ours}
+        args.json.write_text(json.dumps({"speeds": speeds, "senmon": said}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

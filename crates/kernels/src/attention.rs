@@ -4,19 +4,26 @@
 //! maximum, a running sum and a rescaled output. Backward recomputes the probabilities of a tile from the saved log-sum-exp.
 //!
 //! Tiles of keys begin at multiples of [`TILE`] whatever the queries are, and each row's arithmetic is its own: a token
-//! gets the same bits alone, with a cache before it, or in the midst of a whole sequence.
+//! gets the same bits alone, with a cache before it, or in the midst of a whole sequence. A tile of keys is packed for its products
+//! once a block of queries, so blocks are as large as the number of tasks allows, and of a block only the queries that see
+//! something of a tile are computed.
+//!
+//! With [`Precision::Bf16`](crate::gemm::Precision) the sides of all products are rounded as they are packed: queries, keys, values, unnormalised
+//! probabilities, gradients. The softmax and all sums are f32.
 
 use crate::buffers::Buffer;
 use crate::by_level;
-use crate::gemm::{View, serial_at};
+use crate::gemm::{Arithmetic, View, serial_at};
 use crate::lanes;
 use crate::math::exp;
 use crate::pool::{self, Shared};
 use crate::profile;
 use crate::simd::Level;
 
-/// Queries of a block, and keys of a tile.
+/// Keys of a tile.
 pub const TILE: usize = 64;
+/// Queries of a block, at most.
+const BLOCK: usize = 256;
 
 /// The sizes of an attention. Query i of a sequence is token `keys - queries + i` and sees the keys up to itself.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -44,6 +51,27 @@ impl Heads {
     fn seen(&self, i: usize) -> (usize, usize) {
         let end = self.keys - self.queries + i + 1;
         (self.window.map_or(0, |window| end.saturating_sub(window)), end)
+    }
+
+    /// Of the queries from `first` on, those that see something of keys `from..to`: numbers from 0 to `count`.
+    fn seeing(&self, first: usize, count: usize, from: usize, to: usize) -> std::ops::Range<usize> {
+        let before_keys = self.keys - self.queries;
+        let begin = from.saturating_sub(before_keys + first).min(count);
+        // The last query whose window reaches back to the last key of the tile.
+        let last =
+            self.window.map_or(usize::MAX, |window| (to + window - 1).saturating_sub(before_keys + first));
+        begin..last.min(count).max(begin)
+    }
+
+    /// Queries of a block, such that there are some tasks for each thread.
+    fn block(&self, heads: usize) -> usize {
+        let tasks = |block: usize| self.batch * heads * self.queries.div_ceil(block);
+        let enough = 4 * rayon::current_num_threads();
+        let mut block = BLOCK;
+        while block > TILE && tasks(block) < enough {
+            block /= 2;
+        }
+        block
     }
 
     fn check(&self) {
@@ -83,9 +111,9 @@ pub fn forward(
     forward_at(Level::current(), h, q, q_stride, k, k_stride, v, v_stride, out, out_stride, lse);
 }
 
-/// [`forward`] at a given level.
+/// [`forward`] with other arithmetic.
 pub fn forward_at(
-    level: Level,
+    arithmetic: impl Into<Arithmetic>,
     h: Heads,
     q: &[f32],
     q_stride: usize,
@@ -98,6 +126,8 @@ pub fn forward_at(
     lse: &mut [f32],
 ) {
     let _span = profile::span("attention");
+    let how = arithmetic.into();
+    let level = how.level;
     h.check();
     let d = h.head_dim;
     check_rows("q", q.len(), h.batch * h.queries, q_stride, h.heads * d);
@@ -105,31 +135,38 @@ pub fn forward_at(
     check_rows("v", v.len(), h.batch * h.keys, v_stride, h.kv_heads * d);
     check_rows("out", out.len(), h.batch * h.queries, out_stride, h.heads * d);
     assert_eq!(lse.len(), h.batch * h.heads * h.queries, "lse is [B, heads, Sq]");
-    let blocks = h.queries.div_ceil(TILE);
     let (out, lse) = (Shared::new(out), Shared::new(lse));
     // A single query: heads that share keys are the rows of a block, and a tile of keys is packed once for all of them.
     let group = h.heads / h.kv_heads;
     let joint = if h.queries == 1 && group <= TILE { group } else { 1 };
     let heads = h.heads / joint;
+    let block_rows = h.block(heads);
+    let blocks = h.queries.div_ceil(block_rows);
     pool::for_each(h.batch * heads * blocks, |task| {
         // Later blocks see more keys: they go first.
         let (block, rest) = (blocks - 1 - task / (h.batch * heads), task % (h.batch * heads));
         let (b, head) = (rest / heads, rest % heads * joint);
         let kv_head = head / group;
-        let (i0, i1) = (block * TILE, ((block + 1) * TILE).min(h.queries));
+        let (i0, i1) = (block * block_rows, ((block + 1) * block_rows).min(h.queries));
         // Which query and head a row is.
         let of = |r: usize| if joint > 1 { (0, head + r) } else { (i0 + r, head) };
         let (rows, q_rows) = if joint > 1 { (joint, d) } else { (i1 - i0, q_stride) };
         let q = View::rows(&q[(b * h.queries + i0) * q_stride + head * d..], q_rows);
-        let mut scores = Buffer::stale(TILE * TILE);
-        let mut o = Buffer::zeros(TILE * d);
-        let (mut greatest, mut sums) = ([f32::NEG_INFINITY; TILE], [0.0f32; TILE]);
+        let mut scores = Buffer::stale(block_rows.max(joint) * TILE);
+        let mut o = Buffer::zeros(rows * d);
+        let (mut greatest, mut sums) = ([f32::NEG_INFINITY; BLOCK], [0.0f32; BLOCK]);
         let (first, end) = (h.seen(i0).0 / TILE * TILE, h.seen(i1 - 1).1);
         for j0 in (first..end).step_by(TILE) {
             let cols = TILE.min(end - j0);
-            let at = (b * h.keys + j0) * k_stride + kv_head * d;
-            serial_at(level, rows, cols, d, q, View::rows(&k[at..], k_stride).t(), &mut scores, TILE, false);
-            for r in 0..rows {
+            let some = if joint > 1 { 0..rows } else { h.seeing(i0, rows, j0, j0 + cols) };
+            if some.is_empty() {
+                continue;
+            }
+            let q = View::rows(&q.data[some.start * q_rows..], q_rows);
+            let k = View::rows(&k[(b * h.keys + j0) * k_stride + kv_head * d..], k_stride);
+            let part = &mut scores[some.start * TILE..];
+            serial_at(how, some.len(), cols, d, q, k.t(), part, TILE, false);
+            for r in some.clone() {
                 let (from, to) = h.seen(of(r).0);
                 let seen = from.saturating_sub(j0).min(cols)..to.saturating_sub(j0).min(cols);
                 let row = &mut scores[r * TILE..][..cols];
@@ -139,9 +176,9 @@ pub fn forward_at(
                     multiply(level, &mut o[r * d..][..d], factor);
                 }
             }
-            let at = (b * h.keys + j0) * v_stride + kv_head * d;
-            let p = View::rows(&scores, TILE);
-            serial_at(level, rows, d, cols, p, View::rows(&v[at..], v_stride), &mut o, d, true);
+            let v = View::rows(&v[(b * h.keys + j0) * v_stride + kv_head * d..], v_stride);
+            let p = View::rows(&scores[some.start * TILE..], TILE);
+            serial_at(how, some.len(), d, cols, p, v, &mut o[some.start * d..], d, true);
         }
         for r in 0..rows {
             let row = &mut o[r * d..][..d];
@@ -203,9 +240,9 @@ pub fn backward(
     );
 }
 
-/// [`backward`] at a given level.
+/// [`backward`] with other arithmetic.
 pub fn backward_at(
-    level: Level,
+    arithmetic: impl Into<Arithmetic>,
     h: Heads,
     q: &[f32],
     q_stride: usize,
@@ -224,6 +261,8 @@ pub fn backward_at(
     d_v: usize,
 ) {
     let _span = profile::span("attention");
+    let how = arithmetic.into();
+    let level = how.level;
     h.check();
     assert_eq!(h.queries, h.keys, "backward takes whole sequences");
     let (s, dim) = (h.queries, h.head_dim);
@@ -244,16 +283,14 @@ pub fn backward_at(
             (i0..i1).for_each(|i| data(i, b * s + i))
         };
         let (mut dk, mut dv) = (Buffer::zeros(s * dim), Buffer::zeros(s * dim));
-        let mut dq = Buffer::stale(TILE * dim);
-        let (mut p, mut dp) = (Buffer::stale(TILE * TILE), Buffer::stale(TILE * TILE));
+        let mut dq = Buffer::stale(BLOCK * dim);
+        let (mut p, mut dp) = (Buffer::stale(BLOCK * TILE), Buffer::stale(BLOCK * TILE));
         for head in kv_head * group..(kv_head + 1) * group {
-            for i0 in (0..s).step_by(TILE) {
-                let i1 = (i0 + TILE).min(s);
+            for i0 in (0..s).step_by(BLOCK) {
+                let i1 = (i0 + BLOCK).min(s);
                 let rows = i1 - i0;
                 let at = |stride: usize| (b * s + i0) * stride + head * dim;
-                let q_view = View::rows(&q[at(q_stride)..], q_stride);
-                let do_view = View::rows(&d_out[at(d_out_stride)..], d_out_stride);
-                let mut delta = [0.0f32; TILE];
+                let mut delta = [0.0f32; BLOCK];
                 for (r, delta) in delta[..rows].iter_mut().enumerate() {
                     let o = &out[at(out_stride) + r * out_stride..][..dim];
                     *delta = dot(level, o, &d_out[at(d_out_stride) + r * d_out_stride..][..dim]);
@@ -264,19 +301,27 @@ pub fn backward_at(
                     let cols = TILE.min(end - j0);
                     let k_view = View::rows(&k[(b * s + j0) * k_stride + kv_head * dim..], k_stride);
                     let v_view = View::rows(&v[(b * s + j0) * v_stride + kv_head * dim..], v_stride);
-                    serial_at(level, rows, cols, dim, q_view, k_view.t(), &mut p, TILE, false);
-                    serial_at(level, rows, cols, dim, do_view, v_view.t(), &mut dp, TILE, false);
-                    for r in 0..rows {
+                    let some = h.seeing(i0, rows, j0, j0 + cols);
+                    let (n, first) = (some.len(), some.start);
+                    if n == 0 {
+                        continue;
+                    }
+                    let q_view = View::rows(&q[at(q_stride) + first * q_stride..], q_stride);
+                    let do_view = View::rows(&d_out[at(d_out_stride) + first * d_out_stride..], d_out_stride);
+                    serial_at(how, n, cols, dim, q_view, k_view.t(), &mut p[first * TILE..], TILE, false);
+                    serial_at(how, n, cols, dim, do_view, v_view.t(), &mut dp[first * TILE..], TILE, false);
+                    for r in some {
                         let (from, to) = h.seen(i0 + r);
                         let seen = from.saturating_sub(j0).min(cols)..to.saturating_sub(j0).min(cols);
                         let lse = lse[(b * h.heads + head) * s + i0 + r];
                         let (p, dp) = (&mut p[r * TILE..][..cols], &mut dp[r * TILE..][..cols]);
                         softmax_backward(level, p, dp, seen, h.scale, lse, delta[r]);
                     }
-                    let (p, ds) = (View::rows(&p, TILE), View::rows(&dp, TILE));
-                    serial_at(level, cols, dim, rows, p.t(), do_view, &mut dv[j0 * dim..], dim, true);
-                    serial_at(level, rows, dim, cols, ds, k_view, &mut dq, dim, true);
-                    serial_at(level, cols, dim, rows, ds.t(), q_view, &mut dk[j0 * dim..], dim, true);
+                    let (p, ds) =
+                        (View::rows(&p[first * TILE..], TILE), View::rows(&dp[first * TILE..], TILE));
+                    serial_at(how, cols, dim, n, p.t(), do_view, &mut dv[j0 * dim..], dim, true);
+                    serial_at(how, n, dim, cols, ds, k_view, &mut dq[first * dim..], dim, true);
+                    serial_at(how, cols, dim, n, ds.t(), q_view, &mut dk[j0 * dim..], dim, true);
                 }
                 row_of(
                     &mut |i, row| {

@@ -24,6 +24,7 @@ pub mod optimizer;
 pub mod packed;
 pub mod peak;
 pub mod pool;
+pub mod process;
 pub mod profile;
 pub mod reference;
 pub mod residual;

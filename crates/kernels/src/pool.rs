@@ -3,22 +3,6 @@
 use crate::{profile, team};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Keeps candle from having threads of its own beside those of the pool: it would start one a core at its first sum of large
-/// tensors, however few threads were asked for, and each waits for the next sum by spinning. A setting of the environment
-/// (`CANDLE_NUM_THREADS`) that is there already is left as it is.
-///
-/// Candle reads its setting from the environment alone, which must not change while another thread may read it: so this is for
-/// the first line of a program, and does nothing where the process has other threads, or where their number is not known
-/// (elsewhere than on Linux).
-pub fn keep_candle_on_one_thread() {
-    const KEY: &str = "CANDLE_NUM_THREADS";
-    let threads = std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
-    if threads == 1 && std::env::var_os(KEY).is_none() {
-        // SAFETY: there is no other thread that could read the environment meanwhile.
-        unsafe { std::env::set_var(KEY, "1") };
-    }
-}
-
 /// Runs `task(0)`, …, `task(count - 1)`, each once, on the threads of the current pool, in no given order.
 ///
 /// Threads claim the next task when they are done with one, so that tasks of unequal size balance. A task must

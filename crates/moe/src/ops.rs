@@ -1,7 +1,9 @@
 //! The heavy parts of a layer as candle ops with gradients, over `senmon-kernels`.
 //!
-//! An op has one output and at most three tensor arguments, so a layer of experts is two: [`gated_up`] and
-//! [`down_combine`]; the dispatch is inside them, shared. What forward keeps for backward is freed by the first backward.
+//! An op has one output and at most three tensor arguments. A layer of experts is two products, [`gated_up`] and
+//! [`down_combine`], with the dispatch inside them, shared; where their weights have sinks, and so are no arguments,
+//! [`experts`] has both in one op: candle adds every gradient that passes through it into fresh zeros. What forward keeps
+//! for backward is freed by the first backward.
 
 use crate::param::{Param, Sink};
 use crate::tensor::{own, read, read2, slice};
@@ -127,6 +129,20 @@ pub fn experts(
         }
         return own(y, (d.tokens, s.hidden));
     }
+    if biases.is_none() && up.sink().is_some() && down.sink().is_some() {
+        let op = Experts {
+            up: GatedUp::new(up, None, dispatch, shape),
+            up_weight: up.clone(),
+            down: DownCombine::new(down, None, dispatch, shape),
+            down_weight: down.clone(),
+            a: Mutex::default(),
+        };
+        let x = x.contiguous()?;
+        return match weights {
+            Some(weights) => x.apply_op2(&weights.contiguous()?, op),
+            None => x.apply_op1(op),
+        };
+    }
     let a = gated_up(x, up, biases.map(|b| &b.0), dispatch, shape)?;
     match weights {
         Some(weights) => down_combine(&a, down, biases.map(|b| &b.1), weights, dispatch, shape),
@@ -157,16 +173,7 @@ pub fn gated_up(
         })???;
         return own(a, (d.rows(), s.intermediate));
     }
-    let (bias, sink) = (bias.cloned(), w.sink().cloned());
-    let op = GatedUp {
-        dispatch: dispatch.clone(),
-        shape,
-        bias,
-        sink,
-        precision: w.precision(),
-        pre: Mutex::default(),
-    };
-    x.contiguous()?.apply_op2(w.tensor(), op)
+    x.contiguous()?.apply_op2(w.tensor(), GatedUp::new(w, bias, dispatch, shape))
 }
 
 /// `y` \[T, H\] from `a` \[N, I\], `w` \[E, H, I\], `bias` \[E, H\] and `weights` \[T, K\]: each token's rows through the second
@@ -182,9 +189,7 @@ pub fn down_combine(
     if w.as_stored().is_some() {
         return down_stored(a, w, bias, Some(weights), dispatch, shape);
     }
-    let (bias, sink) = (bias.cloned(), w.sink().cloned());
-    let op = DownCombine { dispatch: dispatch.clone(), shape, bias, sink, precision: w.precision() };
-    a.apply_op3(w.tensor(), &weights.contiguous()?, op)
+    a.apply_op3(w.tensor(), &weights.contiguous()?, DownCombine::new(w, bias, dispatch, shape))
 }
 
 /// As [`down_combine`] with all weights 1 (dense MLPs and shared experts).
@@ -198,9 +203,7 @@ pub fn down(
     if w.as_stored().is_some() {
         return down_stored(a, w, bias, None, dispatch, shape);
     }
-    let (bias, sink) = (bias.cloned(), w.sink().cloned());
-    let op = DownCombine { dispatch: dispatch.clone(), shape, bias, sink, precision: w.precision() };
-    a.apply_op2(w.tensor(), op)
+    a.apply_op2(w.tensor(), DownCombine::new(w, bias, dispatch, shape))
 }
 
 /// Whether a weight has this shape; that of one expert for all (a dense MLP) may leave out the 1.
@@ -402,18 +405,53 @@ struct GatedUp {
 }
 
 impl GatedUp {
-    fn check(&self, x: &TensorShape, w: &TensorShape) -> Result<()> {
+    fn new(w: &Param, bias: Option<&Param>, dispatch: &Arc<Dispatch>, shape: Shape) -> Self {
+        let (bias, sink) = (bias.cloned(), w.sink().cloned());
+        Self {
+            dispatch: dispatch.clone(),
+            shape,
+            bias,
+            sink,
+            precision: w.precision(),
+            pre: Mutex::default(),
+        }
+    }
+
+    fn forward(&self, x: &[f32], w: &[f32]) -> Result<Buffer> {
         let (d, s) = (&self.dispatch, self.shape);
-        if x.elem_count() != d.tokens * s.hidden || w.elem_count() != d.experts() * s.pre() * s.hidden {
+        if x.len() != d.tokens * s.hidden || w.len() != d.experts() * s.pre() * s.hidden {
             bail!(
-                "gated_up: x {x:?} and w {w:?} do not fit T {}, E {}, H {}, I {}",
+                "gated_up: x of {} elements and w of {} do not fit T {}, E {}, H {}, I {}",
+                x.len(),
+                w.len(),
                 d.tokens,
                 d.experts(),
                 s.hidden,
                 s.intermediate
             );
         }
-        Ok(())
+        let mut pre = Buffer::stale(d.rows() * s.pre());
+        let mut a = Buffer::stale(d.rows() * s.intermediate);
+        read_optional(self.bias.as_ref(), d.experts() * s.pre(), |bias| {
+            let w = Matrix::each(w, s.pre(), s.hidden);
+            expert_mlp::up(self.precision, d, s, x, &w, bias, &mut pre, &mut a);
+        })?;
+        *self.pre.lock().unwrap_or_else(PoisonError::into_inner) = Some(pre);
+        Ok(a)
+    }
+
+    /// The gradients of x and, where candle shall have it, of w.
+    fn backward(&self, x: &[f32], w: &Tensor, da: &[f32]) -> Result<(Vec<f32>, Option<Tensor>)> {
+        no_bias(self.bias.as_ref())?;
+        let Some(mut pre) = self.pre.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            bail!("gated_up: backward a second time; the activations were freed by the first");
+        };
+        let (d, s) = (&self.dispatch, self.shape);
+        let mut dx = Buffer::stale(x.len()).into_vec();
+        let dw = weight_gradient(self.sink.as_ref(), w, |dw| {
+            read(w, |w| expert_mlp::up_backward(self.precision, d, s, x, w, &mut pre, da, &mut dx, dw))
+        })?;
+        Ok((dx, dw))
     }
 }
 
@@ -429,17 +467,8 @@ impl CustomOp2 for GatedUp {
         w: &CpuStorage,
         lw: &Layout,
     ) -> Result<(CpuStorage, TensorShape)> {
-        self.check(lx.shape(), lw.shape())?;
-        let (d, s) = (&self.dispatch, self.shape);
-        let mut pre = Buffer::stale(d.rows() * s.pre());
-        let mut a = Buffer::stale(d.rows() * s.intermediate).into_vec();
-        let (x, w) = (slice("x", x, lx)?, slice("w", w, lw)?);
-        read_optional(self.bias.as_ref(), d.experts() * s.pre(), |bias| {
-            let w = Matrix::each(w, s.pre(), s.hidden);
-            expert_mlp::up(self.precision, d, s, x, &w, bias, &mut pre, &mut a);
-        })?;
-        *self.pre.lock().unwrap_or_else(PoisonError::into_inner) = Some(pre);
-        Ok((CpuStorage::F32(a), (d.rows(), s.intermediate).into()))
+        let a = self.forward(slice("x", x, lx)?, slice("w", w, lw)?)?;
+        Ok((CpuStorage::F32(a.into_vec()), (self.dispatch.rows(), self.shape.intermediate).into()))
     }
 
     fn bwd(
@@ -449,17 +478,7 @@ impl CustomOp2 for GatedUp {
         _a: &Tensor,
         da: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        no_bias(self.bias.as_ref())?;
-        let Some(mut pre) = self.pre.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            bail!("gated_up: backward a second time; the activations were freed by the first");
-        };
-        let (d, s) = (&self.dispatch, self.shape);
-        let mut dx = Buffer::stale(x.elem_count()).into_vec();
-        let dw = weight_gradient(self.sink.as_ref(), w, |dw| {
-            read2(x, w, |x, w| {
-                read(da, |da| expert_mlp::up_backward(self.precision, d, s, x, w, &mut pre, da, &mut dx, dw))
-            })?
-        })?;
+        let (dx, dw) = read2(x, da, |x, da| self.backward(x, w, da))??;
         Ok((Some(own(dx, x.shape())?), dw))
     }
 }
@@ -472,7 +491,15 @@ struct DownCombine {
     precision: Precision,
 }
 
+/// What [`DownCombine::backward`] gives: the gradients of a, of w where candle shall have it, and of the weights of slots.
+type DownGradients = (Buffer, Option<Tensor>, Option<Vec<f32>>);
+
 impl DownCombine {
+    fn new(w: &Param, bias: Option<&Param>, dispatch: &Arc<Dispatch>, shape: Shape) -> Self {
+        let (bias, sink) = (bias.cloned(), w.sink().cloned());
+        Self { dispatch: dispatch.clone(), shape, bias, sink, precision: w.precision() }
+    }
+
     fn forward(&self, a: &[f32], w: &[f32], weights: Option<&[f32]>) -> Result<(CpuStorage, TensorShape)> {
         let (d, s) = (&self.dispatch, self.shape);
         let slots = weights.map_or(d.tokens * d.slots, <[f32]>::len);
@@ -487,7 +514,7 @@ impl DownCombine {
                 d.experts()
             );
         }
-        let mut y = vec![0.0; d.tokens * s.hidden];
+        let mut y = Buffer::stale(d.tokens * s.hidden).into_vec();
         read_optional(self.bias.as_ref(), d.experts() * s.hidden, |bias| {
             let w = Matrix::each(w, s.hidden, s.intermediate);
             expert_mlp::down(self.precision, d, s, a, &w, bias, weights, &mut y);
@@ -495,39 +522,18 @@ impl DownCombine {
         Ok((CpuStorage::F32(y), (d.tokens, s.hidden).into()))
     }
 
-    fn backward(
-        &self,
-        a: &Tensor,
-        w: &Tensor,
-        weights: Option<&Tensor>,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    fn backward(&self, a: &[f32], w: &Tensor, weights: Option<&[f32]>, dy: &[f32]) -> Result<DownGradients> {
         no_bias(self.bias.as_ref())?;
         let (d, s) = (&self.dispatch, self.shape);
-        let mut da = Buffer::stale(a.elem_count()).into_vec();
-        let mut d_weights = weights.map(|weights| vec![0.0; weights.elem_count()]);
+        let mut da = Buffer::stale(a.len());
+        let mut d_weights = weights.map(|weights| vec![0.0; weights.len()]);
         let dw = weight_gradient(self.sink.as_ref(), w, |dw| {
-            read2(a, w, |a, w| {
-                read(dy, |dy| {
-                    let run = |g: Option<&[f32]>| {
-                        let d_weights = d_weights.as_deref_mut();
-                        expert_mlp::down_backward(self.precision, d, s, a, w, g, dy, &mut da, d_weights, dw);
-                    };
-                    match weights {
-                        Some(weights) => read(weights, |g| run(Some(g))),
-                        None => {
-                            run(None);
-                            Ok(())
-                        }
-                    }
-                })?
-            })?
+            read(w, |w| {
+                let d_weights = d_weights.as_deref_mut();
+                expert_mlp::down_backward(self.precision, d, s, a, w, weights, dy, &mut da, d_weights, dw);
+            })
         })?;
-        let d_weights = match (d_weights, weights) {
-            (Some(d_weights), Some(weights)) => Some(own(d_weights, weights.shape())?),
-            _ => None,
-        };
-        Ok((Some(own(da, a.shape())?), dw, d_weights))
+        Ok((da, dw, d_weights))
     }
 }
 
@@ -553,8 +559,8 @@ impl CustomOp2 for DownCombine {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (da, dw, _) = self.backward(a, w, None, dy)?;
-        Ok((da, dw))
+        let (da, dw, _) = read2(a, dy, |a, dy| self.backward(a, w, None, dy))??;
+        Ok((Some(own(da.into_vec(), a.shape())?), dw))
     }
 }
 
@@ -583,6 +589,87 @@ impl CustomOp3 for DownCombine {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        self.backward(a, w, Some(weights), dy)
+        let (da, dw, d_weights) =
+            read2(a, dy, |a, dy| read(weights, |g| self.backward(a, w, Some(g), dy)))???;
+        let d_weights = d_weights.map(|d| own(d, weights.shape())).transpose()?;
+        Ok((Some(own(da.into_vec(), a.shape())?), dw, d_weights))
+    }
+}
+
+/// [`GatedUp`] and [`DownCombine`], with weights that have sinks.
+struct Experts {
+    up: GatedUp,
+    up_weight: Param,
+    down: DownCombine,
+    down_weight: Param,
+    /// What lies between them, \[N, I\], from forward to the first backward.
+    a: Mutex<Option<Buffer>>,
+}
+
+impl Experts {
+    fn forward(&self, x: &[f32], weights: Option<&[f32]>) -> Result<(CpuStorage, TensorShape)> {
+        let a = self.up_weight.read(|w| self.up.forward(x, w))??;
+        let y = self.down_weight.read(|w| self.down.forward(&a, w, weights))??;
+        *self.a.lock().unwrap_or_else(PoisonError::into_inner) = Some(a);
+        Ok(y)
+    }
+
+    /// The gradients of x and of the weights of slots.
+    fn backward(
+        &self,
+        x: &[f32],
+        weights: Option<&[f32]>,
+        dy: &[f32],
+    ) -> Result<(Vec<f32>, Option<Vec<f32>>)> {
+        let Some(a) = self.a.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            bail!("experts: backward a second time; the activations were freed by the first");
+        };
+        let (da, _, d_weights) = self.down.backward(&a, self.down_weight.tensor(), weights, dy)?;
+        drop(a);
+        let (dx, _) = self.up.backward(x, self.up_weight.tensor(), &da)?;
+        Ok((dx, d_weights))
+    }
+}
+
+impl CustomOp1 for Experts {
+    fn name(&self) -> &'static str {
+        "mlp"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, TensorShape)> {
+        self.forward(slice("x", x, lx)?, None)
+    }
+
+    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let (dx, _) = read2(x, dy, |x, dy| self.backward(x, None, dy))??;
+        Ok(Some(own(dx, x.shape())?))
+    }
+}
+
+impl CustomOp2 for Experts {
+    fn name(&self) -> &'static str {
+        "experts"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        g: &CpuStorage,
+        lg: &Layout,
+    ) -> Result<(CpuStorage, TensorShape)> {
+        self.forward(slice("x", x, lx)?, Some(slice("weights", g, lg)?))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weights: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (dx, d_weights) = read2(x, dy, |x, dy| read(weights, |g| self.backward(x, Some(g), dy)))???;
+        let d_weights = d_weights.map(|d| own(d, weights.shape())).transpose()?;
+        Ok((Some(own(dx, x.shape())?), d_weights))
     }
 }

@@ -149,7 +149,8 @@ fn sinks_gather_what_backward_would_return_and_add_up() {
     };
     let (grads, first) = (backward(&free), backward(&with_sinks));
     backward(&with_sinks);
-    assert_eq!(far(first.get(&x).unwrap(), grads.get(&x).unwrap()), 0.0);
+    // With sinks the layer is fewer ops, so candle adds up what comes from router and experts in another order.
+    assert!(far(first.get(&x).unwrap(), grads.get(&x).unwrap()) < 1e-6);
     let (a, b) = (free.params(), with_sinks.params());
     for (free, sunk) in [(&a.router, &b.router), (&a.gate_up, &b.gate_up), (&a.down, &b.down)] {
         assert!(first.get(sunk.tensor()).is_none());

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    senmon_kernels::pool::keep_candle_on_one_thread();
+    senmon_kernels::process::keep_candle_on_one_thread();
     let cli = senmon::cli::Cli::parse();
     match senmon::commands::run(cli) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,7 @@
 //! Tiled attention against plain loops in f64, its gradients against their finite differences.
 
 use super::*;
+use crate::gemm::Precision;
 use crate::reference::attention as plain;
 use crate::testing::{Random, assert_close, assert_same_on_any_threads, finite_differences, weighted, wide};
 use proptest::prelude::*;
@@ -23,11 +24,18 @@ fn fused(h: Heads, seed: u64) -> (Vec<f32>, usize, usize, usize) {
     (Random(seed).vec(h.batch * h.keys * (a + 2 * c), 1.0), a + 2 * c, a, a + c)
 }
 
-fn run(level: Level, h: Heads, qkv: &[f32], stride: usize, k: usize, v: usize) -> (Vec<f32>, Vec<f32>) {
+fn run(
+    how: impl Into<Arithmetic>,
+    h: Heads,
+    qkv: &[f32],
+    stride: usize,
+    k: usize,
+    v: usize,
+) -> (Vec<f32>, Vec<f32>) {
     let width = h.heads * h.head_dim;
     let (mut out, mut lse) =
         (vec![f32::NAN; h.batch * h.queries * width], vec![f32::NAN; h.batch * h.heads * h.queries]);
-    forward_at(level, h, qkv, stride, &qkv[k..], stride, &qkv[v..], stride, &mut out, width, &mut lse);
+    forward_at(how, h, qkv, stride, &qkv[k..], stride, &qkv[v..], stride, &mut out, width, &mut lse);
     (out, lse)
 }
 
@@ -36,7 +44,7 @@ proptest! {
 
     #[test]
     fn forward_agrees_with_plain_loops(
-        batch in 1usize..3, keys in 1usize..150, kv_heads in 1usize..3, group in 1usize..3, dim in 1usize..20,
+        batch in 1usize..3, keys in 1usize..600, kv_heads in 1usize..3, group in 1usize..3, dim in 1usize..20,
         window in prop::option::of(1usize..100), seed: u64,
     ) {
         let h = sizes(batch, keys, kv_heads, group, dim, window);
@@ -70,7 +78,7 @@ proptest! {
 
     #[test]
     fn a_token_gets_the_same_bits_alone_and_in_a_sequence(
-        keys in 2usize..200, window in prop::option::of(1usize..100), seed: u64,
+        keys in 2usize..600, window in prop::option::of(1usize..400), seed: u64,
     ) {
         let h = sizes(1, keys, 2, 2, 16, window);
         let (qkv, stride, k, v) = fused(h, seed);
@@ -86,44 +94,67 @@ proptest! {
     }
 }
 
-/// Several tiles, where the small sizes of the finite differences have one: against the gradient in f64.
+/// The gradient of queries, keys and values, from the output's.
+fn gradient(
+    how: Arithmetic,
+    h: Heads,
+    qkv: &[f32],
+    stride: usize,
+    k: usize,
+    v: usize,
+    d_out: &[f32],
+) -> Vec<f32> {
+    let (out, lse) = run(how, h, qkv, stride, k, v);
+    let (mut d, width) = (vec![f32::NAN; qkv.len()], h.heads * h.head_dim);
+    let (keys, values) = (&qkv[k..], &qkv[v..]);
+    backward_at(
+        how, h, qkv, stride, keys, stride, values, stride, &out, width, &lse, d_out, width, &mut d, stride,
+        k, v,
+    );
+    d
+}
+
+/// Several tiles and blocks, where the small sizes of the finite differences have one: against the gradient in f64.
 #[test]
 fn gradients_over_several_tiles() {
-    for window in [None, Some(70)] {
-        let h = sizes(1, 150, 1, 2, 8, window);
+    for (keys, window) in [(150, None), (150, Some(70)), (530, None), (530, Some(70)), (530, Some(300))] {
+        let h = sizes(1, keys, 1, 2, 8, window);
         let (qkv, stride, k, v) = fused(h, 5);
-        let d_out = Random(6).vec(150 * 16, 1.0);
+        let d_out = Random(6).vec(keys * 16, 1.0);
         let want = plain::backward(h, &wide(&qkv), stride, k, v, &wide(&d_out));
         for level in Level::available() {
-            let (out, lse) = run(level, h, &qkv, stride, k, v);
-            let mut d = vec![f32::NAN; qkv.len()];
-            backward_at(
-                level,
-                h,
-                &qkv,
-                stride,
-                &qkv[k..],
-                stride,
-                &qkv[v..],
-                stride,
-                &out,
-                16,
-                &lse,
-                &d_out,
-                16,
-                &mut d,
-                stride,
-                k,
-                v,
-            );
-            assert_close("d", &d, &want, 2e-5);
+            assert_close("d", &gradient(level.into(), h, &qkv, stride, k, v, &d_out), &want, 2e-5);
+        }
+    }
+}
+
+/// In bf16, of which each number keeps eight bits, what is rounded decides how far off results are, and no more.
+#[test]
+fn in_bf16_within_its_rounding() {
+    let apart = |found: &[f32], want: &[f64]| {
+        let square = |x: &mut dyn Iterator<Item = f64>| x.map(|x| x * x).sum::<f64>();
+        let off = square(&mut found.iter().zip(want).map(|(x, y)| f64::from(*x) - y));
+        (off / square(&mut want.iter().copied())).sqrt()
+    };
+    for window in [None, Some(70)] {
+        let h = sizes(1, 300, 1, 2, 16, window);
+        let (qkv, stride, k, v) = fused(h, 9);
+        let d_out = Random(6).vec(300 * 32, 1.0);
+        let want = plain::forward(h, &wide(&qkv), stride, k, v);
+        let d_want = plain::backward(h, &wide(&qkv), stride, k, v, &wide(&d_out));
+        for level in Level::available() {
+            let how = Arithmetic { level, precision: Precision::Bf16 };
+            let off = apart(&run(how, h, &qkv, stride, k, v).0, &want);
+            let d_off = apart(&gradient(how, h, &qkv, stride, k, v, &d_out), &d_want);
+            // Not exact, or it would not be bf16; 2^-9 is the most by which one number is rounded.
+            assert!((1e-4..8e-3).contains(&off) && (1e-4..8e-3).contains(&d_off), "{level:?}: {off} {d_off}");
         }
     }
 }
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
-    let h = sizes(2, 130, 2, 2, 24, None);
+    let h = sizes(2, 300, 2, 2, 24, None);
     let (qkv, stride, k, v) = fused(h, 3);
     assert_same_on_any_threads(|| {
         let (out, lse) = run(Level::current(), h, &qkv, stride, k, v);

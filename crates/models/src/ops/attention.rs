@@ -387,7 +387,8 @@ impl CustomOp1 for AttentionOp {
         let heads = block.heads(self.batch, queries, queries);
         let (keys, values) =
             (&saved.qkv[a.min(saved.qkv.len())..], &saved.qkv[(a + c).min(saved.qkv.len())..]);
-        attention::forward(heads, &saved.qkv, q, keys, q, values, q, &mut saved.o, a, &mut saved.lse);
+        let (how, o) = (block.qkv.precision(), &mut saved.o);
+        attention::forward_at(how, heads, &saved.qkv, q, keys, q, values, q, o, a, &mut saved.lse);
         block.sink(heads, &mut saved.o, &saved.lse)?;
         let y = block.finish(x, &saved.o)?;
         *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved);
@@ -428,7 +429,8 @@ impl AttentionOp {
         let heads = block.heads(self.batch, tokens / self.batch, tokens / self.batch);
         {
             let (keys, values) = (&saved.qkv[a..], &saved.qkv[a + c..]);
-            attention::backward(
+            attention::backward_at(
+                block.qkv.precision(),
                 heads,
                 &saved.qkv,
                 q,

@@ -27,6 +27,7 @@ const EVERY: Duration = Duration::from_secs(10);
 
 pub(super) fn run(args: CompareArgs) -> Result<()> {
     catch_interrupts();
+    senmon_kernels::process::keep_freed_memory();
     let layers = layers(&args)?;
     let base = configure(layers.clone())?;
     on_threads(base.train.threads, move || compare(&args, &layers, &base))?

@@ -39,6 +39,7 @@ pub(super) fn run(mut args: TrainArgs) -> Result<()> {
         super::hub::find(init, args.common.quiet)?;
     }
     crate::ui::catch_interrupts();
+    senmon_kernels::process::keep_freed_memory();
     let ended = prepare(args, live.as_mut());
     match (&mut live, &ended) {
         (Some(live), Err(failure)) if !failure.is_interruption() => live.failed(&failure.to_string()),

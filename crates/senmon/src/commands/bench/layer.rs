@@ -16,6 +16,7 @@ use std::fmt::Write;
 
 /// A layer of experts and its dense twin: forward, and backward with the gradients of inputs and weights.
 pub(in crate::commands) fn layer(args: BenchLayerArgs) -> Result<()> {
+    senmon_kernels::process::keep_freed_memory();
     let (t, h, i, k) = (args.tokens, args.hidden, args.intermediate, args.top_k);
     let fewest = args.experts.iter().copied().min().unwrap_or(0);
     let sizes = [

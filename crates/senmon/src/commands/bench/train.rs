@@ -19,6 +19,7 @@ use std::fmt::Write;
 
 /// Steps of a whole model and of its dense twin: forward, backward, clipping and AdamW.
 pub(in crate::commands) fn train(args: BenchTrainArgs) -> Result<()> {
+    senmon_kernels::process::keep_freed_memory();
     let sizes = [
         ("--hidden", args.hidden),
         ("--layers", args.layers),
