@@ -166,7 +166,7 @@ pub struct TrainArgs {
     /// the next port that is free
     #[arg(long, value_name = "ADDR", num_args = 0..=1)]
     pub dashboard: Option<Option<String>>,
-    /// What products with weights are rounded to; all else stays f32
+    /// What products with weights, and those of attention, are rounded to; all else stays f32
     #[arg(long, value_name = "HOW", value_enum)]
     pub precision: Option<PrecisionArg>,
     /// Shared flags.

@@ -230,8 +230,8 @@ pub struct TrainConfig {
     pub batches: Option<PathBuf>,
 }
 
-/// `train.precision`: what both sides of the products with weights are rounded to. Weights themselves, gradients, the state of the
-/// optimiser, routers, norms, attention scores, the loss and all sums are f32.
+/// `train.precision`: what both sides of the products with weights, and of those within attention, are rounded to. Weights themselves,
+/// gradients, the state of the optimiser, routers, norms, softmax, the loss and all sums are f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
