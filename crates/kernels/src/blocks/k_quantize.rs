@@ -3,16 +3,31 @@
 //! The scheme is ggml's: rounding with a few trial scales, for each the scale (and minimum) that fits the
 //! rounded elements best by least squares. The scales are then rounded themselves, and the elements once more
 //! with what became of them.
+//!
+//! Everything is inlined into one body for each level: without SSE4.1 rounding an element is a call.
 
 use super::floats::{f16_to_f32, f32_to_f16, half_at};
 use super::k::scale_and_min;
 use super::pairs_mut;
+use crate::by_level;
+use crate::simd::Level;
 
 /// Groups whose elements are all nearer to zero than this are zeros.
 const NEGLIGIBLE: f32 = 1e-15;
 
 /// To `Q4_K`.
 pub(super) fn to_q4_k(x: &[f32], out: &mut [u8]) {
+    q4_k_at(Level::current(), x, out);
+}
+
+by_level! {
+    fn q4_k_at(x: &[f32], out: &mut [u8]) {
+        q4_k(x, out);
+    }
+}
+
+#[inline(always)]
+fn q4_k(x: &[f32], out: &mut [u8]) {
     for (x, block) in pairs_mut::<256, 144>(x, out) {
         let groups = x.as_chunks::<32>().0;
         let mut fits = [(0.0, 0.0); 8];
@@ -41,6 +56,17 @@ pub(super) fn to_q4_k(x: &[f32], out: &mut [u8]) {
 
 /// To `Q6_K`.
 pub(super) fn to_q6_k(x: &[f32], out: &mut [u8]) {
+    q6_k_at(Level::current(), x, out);
+}
+
+by_level! {
+    fn q6_k_at(x: &[f32], out: &mut [u8]) {
+        q6_k(x, out);
+    }
+}
+
+#[inline(always)]
+fn q6_k(x: &[f32], out: &mut [u8]) {
     for (x, block) in pairs_mut::<256, 210>(x, out) {
         let groups = x.as_chunks::<16>().0;
         let mut scales = [0.0; 16];
@@ -74,6 +100,7 @@ pub(super) fn to_q6_k(x: &[f32], out: &mut [u8]) {
 }
 
 /// Scale and minimum of x ≈ scale · q - min with q from 0 to 15; neither is negative.
+#[inline(always)]
 fn fit_with_min(x: &[f32; 32]) -> (f32, f32) {
     let high = x.iter().fold(x[0], |m, x| m.max(*x));
     let low = x.iter().fold(x[0], |m, x| m.min(*x)).min(0.0);
@@ -126,6 +153,7 @@ fn fit_with_min(x: &[f32; 32]) -> (f32, f32) {
 }
 
 /// Scale of x ≈ scale · q with q from -32 to 31; it may be negative.
+#[inline(always)]
 fn fit_around_zero(x: &[f32; 16]) -> f32 {
     let furthest = furthest(x);
     if furthest.abs() < NEGLIGIBLE {
@@ -153,21 +181,25 @@ fn fit_around_zero(x: &[f32; 16]) -> f32 {
 }
 
 /// The first of the elements that are furthest from zero.
+#[inline(always)]
 fn furthest(x: &[f32]) -> f32 {
     x.iter().fold(0.0f32, |m, x| if x.abs() > m.abs() { *x } else { m })
 }
 
 /// `a / b`; 0 where `b` is not positive.
+#[inline(always)]
 fn per(a: f32, b: f32) -> f32 {
     if b > 0.0 { a / b } else { 0.0 }
 }
 
 /// The nearest integer from 0 to `most`, ties to even; 0 for NaN.
+#[inline(always)]
 fn level(x: f32, most: u8) -> u8 {
     (x.round_ties_even() as u8).min(most)
 }
 
 /// The inverse of [`scale_and_min`], into bytes that are 0.
+#[inline(always)]
 fn pack_scale_and_min(packed: &mut [u8], j: usize, scale: u8, min: u8) {
     if j < 4 {
         packed[j] |= scale;
@@ -176,5 +208,31 @@ fn pack_scale_and_min(packed: &mut [u8], j: usize, scale: u8, min: u8) {
         packed[j + 4] |= scale & 15 | (min & 15) << 4;
         packed[j - 4] |= scale >> 4 << 6;
         packed[j] |= min >> 4 << 6;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Random;
+
+    #[test]
+    fn every_level_codes_alike() {
+        // Of all sizes, and all of one sign now and then.
+        let x: Vec<f32> = (0..64)
+            .flat_map(|block| {
+                let values = Random(block).vec(256, 10f32.powi(block as i32 % 9 - 4));
+                values.into_iter().map(move |x| if block % 7 == 0 { x.abs() } else { x })
+            })
+            .collect();
+        let coded = |level: Level| {
+            let (mut q4, mut q6) = (vec![0; 64 * 144], vec![0; 64 * 210]);
+            q4_k_at(level, &x, &mut q4);
+            q6_k_at(level, &x, &mut q6);
+            (q4, q6)
+        };
+        for level in Level::available() {
+            assert!(coded(level) == coded(Level::Portable), "{level:?}");
+        }
     }
 }
