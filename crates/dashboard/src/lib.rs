@@ -76,8 +76,7 @@ impl Dashboard {
 
     /// The run is ready, and this is what it is like.
     pub fn prepared(&mut self, run: Run) {
-        self.change(|view| *view = View::new(run));
-        self.server.changed_shape();
+        self.reshape(|view| *view = View::new(run));
     }
 
     /// Where the page is.
@@ -110,17 +109,21 @@ impl Dashboard {
         self.change(|view| view.failed(message));
     }
 
-    fn change<R>(&self, change: impl FnOnce(&mut View) -> R) -> R {
-        let result = change(&mut self.view.lock().unwrap_or_else(PoisonError::into_inner));
+    fn change(&self, change: impl FnOnce(&mut View)) {
+        change(&mut self.view.lock().unwrap_or_else(PoisonError::into_inner));
         self.server.changed();
-        result
+    }
+
+    /// A change after which the page has other parts.
+    fn reshape(&self, change: impl FnOnce(&mut View)) {
+        change(&mut self.view.lock().unwrap_or_else(PoisonError::into_inner));
+        self.server.changed_shape();
     }
 }
 
 impl Observer for Dashboard {
     fn started(&mut self, info: &RunInfo) -> senmon_train::Result<()> {
-        self.change(|view| view.started(info));
-        self.server.changed_shape();
+        self.reshape(|view| view.started(info));
         Ok(())
     }
 

@@ -163,7 +163,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "N")]
     pub trace_every: Option<u64>,
     /// Serve a page that shows the run as it goes, to this machine alone: at PORT or HOST:PORT, by default 127.0.0.1:7878 or
-    /// the next port that is free
+    /// the next port that is free. Where it is, is said even with --quiet
     #[arg(long, value_name = "ADDR", num_args = 0..=1)]
     pub dashboard: Option<Option<String>>,
     /// What products with weights, and those of attention, are rounded to; all else stays f32
@@ -179,7 +179,7 @@ pub struct TrainArgs {
 pub enum PrecisionArg {
     /// Not rounded.
     F32,
-    /// To bf16, about twice as fast where the processor has dot products of it (AVX-512 BF16).
+    /// To bf16, products about twice as fast where the processor has dot products of it (AVX-512 BF16).
     Bf16,
 }
 

@@ -4,19 +4,17 @@
 
 mod common;
 
-use common::{BATCH, MODEL, Place, Running, refused};
-use std::io::{BufRead, BufReader, Read, Write};
+use common::{BATCH, MODEL, Place, refused, running};
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::Stdio;
 
 #[test]
 fn a_run_is_seen_while_it_goes() {
     let place = Place::new();
-    let mut command = place.senmon(&format!(
+    let command = place.senmon(&format!(
         "train --data text --out run --dashboard 0 {MODEL} {BATCH} --steps 100000 --threads 1"
     ));
-    let mut run = Running(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
-    let mut said = BufReader::new(run.0.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let (run, mut said) = running(command);
     let line = said.find(|line| line.starts_with("live view: ")).unwrap();
     let at = line.strip_prefix("live view: http://").unwrap().to_owned();
     assert!(at.starts_with("127.0.0.1:"), "{line}");

@@ -4,96 +4,77 @@
 //! rounded elements best by least squares. The scales are then rounded themselves, and the elements once more
 //! with what became of them.
 //!
-//! Everything is inlined into one body for each level: without SSE4.1 rounding an element is a call.
+//! All is inlined into one body for each level: without SSE4.1 rounding an element is a call.
 
 use super::floats::{f16_to_f32, f32_to_f16, half_at};
 use super::k::scale_and_min;
 use super::pairs_mut;
 use crate::by_level;
-use crate::simd::Level;
 
 /// Groups whose elements are all nearer to zero than this are zeros.
 const NEGLIGIBLE: f32 = 1e-15;
 
-/// To `Q4_K`.
-pub(super) fn to_q4_k(x: &[f32], out: &mut [u8]) {
-    q4_k_at(Level::current(), x, out);
-}
-
 by_level! {
-    fn q4_k_at(x: &[f32], out: &mut [u8]) {
-        q4_k(x, out);
-    }
-}
-
-#[inline(always)]
-fn q4_k(x: &[f32], out: &mut [u8]) {
-    for (x, block) in pairs_mut::<256, 144>(x, out) {
-        let groups = x.as_chunks::<32>().0;
-        let mut fits = [(0.0, 0.0); 8];
-        for (fit, x) in fits.iter_mut().zip(groups) {
-            *fit = fit_with_min(x);
-        }
-        let largest = fits.iter().fold((0.0f32, 0.0f32), |m, fit| (m.0.max(fit.0), m.1.max(fit.1)));
-        let by = (per(63.0, largest.0), per(63.0, largest.1));
-        block.fill(0);
-        block[..2].copy_from_slice(&f32_to_f16(largest.0 / 63.0).to_le_bytes());
-        block[2..4].copy_from_slice(&f32_to_f16(largest.1 / 63.0).to_le_bytes());
-        for (j, fit) in fits.iter().enumerate() {
-            pack_scale_and_min(&mut block[4..16], j, level(by.0 * fit.0, 63), level(by.1 * fit.1, 63));
-        }
-        let (d, dmin) = (half_at(block, 0), half_at(block, 2));
-        for (g, x) in groups.iter().enumerate() {
-            let (scale, min) = scale_and_min(&block[4..16], g);
-            let (scale, min) = (d * f32::from(scale), dmin * f32::from(min));
-            for i in 0..32 {
-                let q = if scale == 0.0 { 0 } else { level((x[i] + min) / scale, 15) };
-                block[16 + g / 2 * 32 + i] |= q << (g % 2 * 4);
+    /// To `Q4_K`.
+    pub(super) fn to_q4_k(x: &[f32], out: &mut [u8]) {
+        for (x, block) in pairs_mut::<256, 144>(x, out) {
+            let groups = x.as_chunks::<32>().0;
+            let mut fits = [(0.0, 0.0); 8];
+            for (fit, x) in fits.iter_mut().zip(groups) {
+                *fit = fit_with_min(x);
+            }
+            let largest = fits.iter().fold((0.0f32, 0.0f32), |m, fit| (m.0.max(fit.0), m.1.max(fit.1)));
+            let by = (per(63.0, largest.0), per(63.0, largest.1));
+            block.fill(0);
+            block[..2].copy_from_slice(&f32_to_f16(largest.0 / 63.0).to_le_bytes());
+            block[2..4].copy_from_slice(&f32_to_f16(largest.1 / 63.0).to_le_bytes());
+            for (j, fit) in fits.iter().enumerate() {
+                pack_scale_and_min(&mut block[4..16], j, level(by.0 * fit.0, 63), level(by.1 * fit.1, 63));
+            }
+            let (d, dmin) = (half_at(block, 0), half_at(block, 2));
+            for (g, x) in groups.iter().enumerate() {
+                let (scale, min) = scale_and_min(&block[4..16], g);
+                let (scale, min) = (d * f32::from(scale), dmin * f32::from(min));
+                for i in 0..32 {
+                    let q = if scale == 0.0 { 0 } else { level((x[i] + min) / scale, 15) };
+                    block[16 + g / 2 * 32 + i] |= q << (g % 2 * 4);
+                }
             }
         }
     }
 }
 
-/// To `Q6_K`.
-pub(super) fn to_q6_k(x: &[f32], out: &mut [u8]) {
-    q6_k_at(Level::current(), x, out);
-}
-
 by_level! {
-    fn q6_k_at(x: &[f32], out: &mut [u8]) {
-        q6_k(x, out);
-    }
-}
-
-#[inline(always)]
-fn q6_k(x: &[f32], out: &mut [u8]) {
-    for (x, block) in pairs_mut::<256, 210>(x, out) {
-        let groups = x.as_chunks::<16>().0;
-        let mut scales = [0.0; 16];
-        for (scale, x) in scales.iter_mut().zip(groups) {
-            *scale = fit_around_zero(x);
-        }
-        block.fill(0);
-        let largest = furthest(&scales);
-        if largest.abs() < NEGLIGIBLE {
-            continue;
-        }
-        // The largest scale becomes -128, whatever its sign.
-        let by = -128.0 / largest;
-        let half = f32_to_f16(1.0 / by);
-        block[208..].copy_from_slice(&half.to_le_bytes());
-        for (g, x) in groups.iter().enumerate() {
-            let coded = (by * scales[g]).round_ties_even().clamp(-128.0, 127.0) as i8;
-            block[192 + g] = coded as u8;
-            let scale = f16_to_f32(half) * f32::from(coded);
-            let (part, run, at) = (g / 8, g % 8 / 2, g % 2 * 16);
-            for i in 0..16 {
-                // Where the scale is 0 all levels mean 0.
-                let q =
-                    if scale == 0.0 { -32.0 } else { (x[i] / scale).round_ties_even().clamp(-32.0, 31.0) };
-                let q = (q as i8 + 32) as u8;
-                block[part * 64 + run % 2 * 32 + at + i] |= (q & 15) << (run / 2 * 4);
-                block[128 + part * 32 + at + i] |= q >> 4 << (run * 2);
+    /// To `Q6_K`.
+    pub(super) fn to_q6_k(x: &[f32], out: &mut [u8]) {
+        for (x, block) in pairs_mut::<256, 210>(x, out) {
+            let groups = x.as_chunks::<16>().0;
+            let mut scales = [0.0; 16];
+            for (scale, x) in scales.iter_mut().zip(groups) {
+                *scale = fit_around_zero(x);
+            }
+            block.fill(0);
+            let largest = furthest(&scales);
+            if largest.abs() < NEGLIGIBLE {
+                continue;
+            }
+            // The largest scale becomes -128, whatever its sign.
+            let by = -128.0 / largest;
+            let half = f32_to_f16(1.0 / by);
+            block[208..].copy_from_slice(&half.to_le_bytes());
+            for (g, x) in groups.iter().enumerate() {
+                let coded = (by * scales[g]).round_ties_even().clamp(-128.0, 127.0) as i8;
+                block[192 + g] = coded as u8;
+                let scale = f16_to_f32(half) * f32::from(coded);
+                let (part, run, at) = (g / 8, g % 8 / 2, g % 2 * 16);
+                for i in 0..16 {
+                    // Where the scale is 0 all levels mean 0.
+                    let q =
+                        if scale == 0.0 { -32.0 } else { (x[i] / scale).round_ties_even().clamp(-32.0, 31.0) };
+                    let q = (q as i8 + 32) as u8;
+                    block[part * 64 + run % 2 * 32 + at + i] |= (q & 15) << (run / 2 * 4);
+                    block[128 + part * 32 + at + i] |= q >> 4 << (run * 2);
+                }
             }
         }
     }
@@ -214,6 +195,7 @@ fn pack_scale_and_min(packed: &mut [u8], j: usize, scale: u8, min: u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::simd::Level;
     use crate::testing::Random;
 
     #[test]
@@ -227,8 +209,8 @@ mod tests {
             .collect();
         let coded = |level: Level| {
             let (mut q4, mut q6) = (vec![0; 64 * 144], vec![0; 64 * 210]);
-            q4_k_at(level, &x, &mut q4);
-            q6_k_at(level, &x, &mut q6);
+            to_q4_k(level, &x, &mut q4);
+            to_q6_k(level, &x, &mut q6);
             (q4, q6)
         };
         for level in Level::available() {

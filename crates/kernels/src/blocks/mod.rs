@@ -76,8 +76,8 @@ fn coder(ty: ElementType) -> Option<fn(&[f32], &mut [u8])> {
         ElementType::Bf16 => Some(floats::to_bf16),
         ElementType::Q4_0 => Some(legacy::to_q4_0),
         ElementType::Q8_0 => Some(legacy::to_q8_0),
-        ElementType::Q4K => Some(k_quantize::to_q4_k),
-        ElementType::Q6K => Some(k_quantize::to_q6_k),
+        ElementType::Q4K => Some(|x, out| k_quantize::to_q4_k(Level::current(), x, out)),
+        ElementType::Q6K => Some(|x, out| k_quantize::to_q6_k(Level::current(), x, out)),
         ElementType::Mxfp4 => Some(mxfp4::to_mxfp4),
         _ => None,
     }

@@ -132,7 +132,7 @@ pub struct BenchTrainArgs {
     /// Steps of each, after two that do not count
     #[arg(long, default_value_t = 15)]
     pub runs: usize,
-    /// What products with weights are rounded to
+    /// What products with weights, and those of attention, are rounded to
     #[arg(long, value_name = "HOW", value_enum, default_value = "f32")]
     pub precision: PrecisionArg,
     /// Where the time goes.

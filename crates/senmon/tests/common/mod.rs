@@ -6,8 +6,9 @@
 
 use serde_json::Value;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use tempfile::TempDir;
 
 /// What makes the model tiny.
@@ -105,6 +106,13 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Starts a command; with it the lines that it says on standard error, as they come.
+pub fn running(mut command: Command) -> (Running, impl Iterator<Item = String>) {
+    let mut run = Running(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+    let said = BufReader::new(run.0.stderr.take().unwrap());
+    (run, said.lines().map(Result::unwrap))
 }
 
 /// What a command prints, and that it says nothing besides.
