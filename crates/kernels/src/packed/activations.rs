@@ -185,15 +185,15 @@ impl<'a> Shares<'a> {
                     let to = numbers::<i8>(words, 0, x.len());
                     match format {
                         Format::Q4K => {
-                            eight_bits_256(level, x, to, &mut scales);
+                            eight_bits::<CHUNK>(level, x, to, &mut scales);
                             sums_of_64(level, to, &mut starts);
                         }
                         Format::Q6K => {
-                            eight_bits_256(level, x, to, &mut scales);
+                            eight_bits::<CHUNK>(level, x, to, &mut scales);
                             sums_of_16(level, to, -32, &mut starts);
                         }
                         _ => {
-                            eight_bits_32(level, x, to, &mut scales);
+                            eight_bits::<32>(level, x, to, &mut scales);
                             sums_of_32(level, to, -format.zero(), &mut starts);
                         }
                     }
@@ -237,27 +237,70 @@ by_level! {
     }
 }
 
-by_level! {
-    /// 8 bits with a scale for 32 elements.
-    fn eight_bits_32(x: &[f32], to: &mut [i8], scales: &mut [f32]) {
-        for ((x, to), scale) in x.as_chunks::<32>().0.iter().zip(to.as_chunks_mut::<32>().0).zip(scales) {
-            *scale = eight_bits::<32>(x, to);
+/// 8 bits with a scale for each `N` elements.
+fn eight_bits<const N: usize>(level: Level, x: &[f32], to: &mut [i8], scales: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if level.min(Level::detected()) == Level::Avx512 {
+        for ((x, to), scale) in x.as_chunks::<N>().0.iter().zip(to.as_chunks_mut::<N>().0).zip(scales) {
+            // SAFETY: the machine has these features, as just checked.
+            *scale = unsafe { x86::eight_bits(x, to) };
+        }
+        return;
+    }
+    by_level! {
+        fn of_32(x: &[f32], to: &mut [i8], scales: &mut [f32]) {
+            for ((x, to), scale) in x.as_chunks::<32>().0.iter().zip(to.as_chunks_mut::<32>().0).zip(scales) {
+                *scale = one_in_eight_bits::<32>(x, to);
+            }
         }
     }
+    by_level! {
+        fn of_256(x: &[f32], to: &mut [i8], scales: &mut [f32]) {
+            for ((x, to), scale) in x.as_chunks::<256>().0.iter().zip(to.as_chunks_mut::<256>().0).zip(scales) {
+                *scale = one_in_eight_bits::<256>(x, to);
+            }
+        }
+    }
+    if N == 32 { of_32(level, x, to, scales) } else { of_256(level, x, to, scales) }
 }
 
-by_level! {
-    /// 8 bits with a scale for 256 elements.
-    fn eight_bits_256(x: &[f32], to: &mut [i8], scales: &mut [f32]) {
-        for ((x, to), scale) in x.as_chunks::<256>().0.iter().zip(to.as_chunks_mut::<256>().0).zip(scales) {
-            *scale = eight_bits::<256>(x, to);
+/// Adding 1.5·2²³ rounds to the nearest integer, which is then in the low bits.
+const ROUND: f32 = 12_582_912.0;
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::ROUND;
+    use std::arch::x86_64::*;
+
+    /// As `one_in_eight_bits`, to the bit. Written out because the furthest element was searched for with branches.
+    ///
+    /// # Safety
+    /// The features.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn eight_bits<const N: usize>(x: &[f32; N], to: &mut [i8; N]) -> f32 {
+        // SAFETY: 16 elements of `x` and `to` at a time, of which there are whole numbers.
+        unsafe {
+            let size = _mm512_set1_epi32(0x7fff_ffff);
+            let mut most = _mm512_setzero_si512();
+            for i in (0..N).step_by(16) {
+                let x = _mm512_loadu_si512(x.as_ptr().add(i).cast());
+                most = _mm512_max_epu32(most, _mm512_and_si512(x, size));
+            }
+            let furthest = f32::from_bits(_mm512_reduce_max_epu32(most));
+            let by = _mm512_set1_ps(if furthest == 0.0 { 0.0 } else { 127.0 / furthest });
+            for i in (0..N).step_by(16) {
+                let x = _mm512_mul_ps(_mm512_loadu_ps(x.as_ptr().add(i)), by);
+                let rounded = _mm512_castps_si512(_mm512_add_ps(x, _mm512_set1_ps(ROUND)));
+                _mm_storeu_si128(to.as_mut_ptr().add(i).cast(), _mm512_cvtepi32_epi8(rounded));
+            }
+            furthest / 127.0
         }
     }
 }
 
 /// The scale with which the furthest element becomes ±127; not finite where some element is not.
 #[inline(always)]
-fn eight_bits<const N: usize>(x: &[f32; N], to: &mut [i8; N]) -> f32 {
+fn one_in_eight_bits<const N: usize>(x: &[f32; N], to: &mut [i8; N]) -> f32 {
     // By bits what is not finite is furthest.
     let mut most = [0u32; 16];
     for part in x.as_chunks::<16>().0 {
@@ -273,8 +316,6 @@ fn eight_bits<const N: usize>(x: &[f32; N], to: &mut [i8; N]) -> f32 {
     let furthest = f32::from_bits(most[0]);
     let by = if furthest == 0.0 { 0.0 } else { 127.0 / furthest };
     for i in 0..N {
-        // Adding 1.5·2²³ rounds to the nearest integer, which is then in the low bits.
-        const ROUND: f32 = 12_582_912.0;
         to[i] = (x[i] * by + ROUND).to_bits() as i8;
     }
     furthest / 127.0
@@ -305,6 +346,54 @@ by_level! {
             let (low, high) = x.split_at(32);
             let sum = |x: &[i8]| x.iter().map(|x| i32::from(*x)).sum::<i32>();
             *to = sum(low) & 0xffff | sum(high) << 16;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Random;
+
+    #[test]
+    fn eight_bits_are_the_same_at_every_level() {
+        let mut x = Random(1).vec(8 * CHUNK, 1.0);
+        x[CHUNK..][..40].fill(0.0);
+        x[2 * CHUNK..][..32].fill(1e-36);
+        x[3 * CHUNK] = -3e38;
+        let codes = |level, group: usize| {
+            let (mut to, mut scales) = (vec![0; x.len()], vec![0.0; x.len() / group]);
+            match group {
+                32 => eight_bits::<32>(level, &x, &mut to, &mut scales),
+                _ => eight_bits::<CHUNK>(level, &x, &mut to, &mut scales),
+            }
+            (to, scales)
+        };
+        for group in [32, CHUNK] {
+            let (to, scales) = codes(Level::Portable, group);
+            for (i, (x, code)) in x.iter().zip(&to).enumerate() {
+                let scale = scales[i / group];
+                assert!(
+                    (f32::from(*code) * scale - x).abs() <= 0.501 * scale + 1e-44,
+                    "{x} became {code} of {scale}"
+                );
+            }
+            for level in Level::available() {
+                assert_eq!(codes(level, group), (to.clone(), scales.clone()), "{level:?}, groups of {group}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_scale_tells_of_what_is_not_finite() {
+        for odd in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            for level in Level::available() {
+                let mut x = [1.0; 32];
+                x[17] = odd;
+                let mut scale = [0.0];
+                eight_bits::<32>(level, &x, &mut [0; 32], &mut scale);
+                assert!(!scale[0].is_finite(), "{level:?}, {odd}");
+            }
         }
     }
 }

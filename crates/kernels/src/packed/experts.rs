@@ -1,6 +1,6 @@
 //! The MLPs of all experts with packed weights as one list of tasks: none waits for an expert that is not its own.
 
-use super::product::{self, Forms, Pair, ROWS, copy, share, sums, with_space};
+use super::product::{self, Forms, Pair, ROWS, Target, share, sums, with_space};
 use super::{PANEL, Packed};
 use crate::activation;
 use crate::buffers::Buffer;
@@ -149,17 +149,13 @@ pub fn mlp(
                             let more = panel + step < panels.end;
                             let ahead = if more { Some(pair(task, panel + step)) } else { after };
                             let rows = &d.token_of_row[task.rows.clone()];
+                            let columns = panel * PANEL..i.min((panel + step) * PANEL);
+                            let target = Target { out: inner, width: i, rows: task.rows.clone(), columns };
+                            target.ask();
                             sums(level, pair(task, panel), ahead, first, rows, space);
                             activate(level, s, bias, panel, rows.len(), space);
-                            for v in 0..if s.gated { 1 } else { 2 } {
-                                let at = (panel + v) * PANEL;
-                                let columns = PANEL.min(i.saturating_sub(at));
-                                for (r, row) in task.rows.clone().enumerate().take_while(|_| columns > 0) {
-                                    // SAFETY: a row's columns of a panel are one task's.
-                                    let to = unsafe { inner.part(row * i + at, columns) };
-                                    copy(&space.made[v][r], to);
-                                }
-                            }
+                            // SAFETY: a row's columns of a panel are one task's.
+                            unsafe { target.write(&space.made, false) };
                         }
                     });
                     ups.done(task.place);
@@ -181,19 +177,20 @@ pub fn mlp(
                             let more = panel + 2 < panels.end;
                             let ahead = if more { Some(pair(task, panel + 2)) } else { after };
                             let rows = &every[task.rows.clone()];
+                            let columns = panel * PANEL..h.min(panels.end.min(panel + 2) * PANEL);
+                            let target =
+                                Target { out, width: h, rows: task.rows.clone(), columns: columns.clone() };
+                            target.ask();
                             sums(level, pair(task, panel), ahead, second.view(), rows, space);
-                            for v in 0..(panels.end - panel).min(2) {
-                                let at = (panel + v) * PANEL;
-                                let columns = PANEL.min(h - at);
-                                for (r, row) in task.rows.clone().enumerate() {
-                                    // SAFETY: as above.
-                                    let to = unsafe { out.part(row * h + at, columns) };
-                                    copy(&space.sums[v][r], to);
-                                    if let Some(bias) = bias {
-                                        to.iter_mut().zip(&bias[at..]).for_each(|(to, b)| *to += b);
+                            if let Some(bias) = bias {
+                                for (sums, bias) in space.sums.iter_mut().zip(bias[columns].chunks(PANEL)) {
+                                    for row in &mut sums[..rows.len()] {
+                                        row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
                                     }
                                 }
                             }
+                            // SAFETY: as above.
+                            unsafe { target.write(&space.sums, false) };
                         }
                     });
                 }

@@ -1,4 +1,4 @@
-//! Products of 8-bit activations with a coded panel, chunk by chunk of k: a chunk is unpacked once and then met by all rows.
+//! Products of 8-bit activations with coded panels, chunk by chunk of k: a chunk is unpacked once and then met by all rows.
 
 use super::activations::{SCALES, STARTS, View};
 use super::pack::halves;
@@ -6,39 +6,47 @@ use super::unpack::{Unpacked, codes, end_of_codes, scales};
 use super::{CHUNK, Format, PANEL};
 use crate::simd::{Dots, Level};
 
-/// A panel and the rows that meet it.
-pub(super) struct Panel<'a> {
+/// One or two panels and the rows that meet them.
+pub(super) struct Panels<'a> {
     pub format: Format,
     pub k: usize,
-    pub bytes: &'a [u8],
+    /// The second may be the first again.
+    pub bytes: [&'a [u8]; 2],
+    /// Only the first panel counts.
+    pub single: bool,
     pub activations: View<'a>,
     pub rows: &'a [u32],
-    /// What is needed after it.
+    /// What is needed after them; null where that is not known.
     pub next: *const u8,
 }
 
-/// `sums` \[rows, 16\] of a panel.
-pub(super) fn panel(level: Level, p: &Panel, space: &mut Unpacked, sums: &mut [[f32; PANEL]]) {
+/// `sums` \[rows, 16\] of each panel.
+pub(super) fn panels(level: Level, p: &Panels, space: &mut [Unpacked; 2], sums: &mut [Vec<[f32; PANEL]>; 2]) {
     let a = p.activations;
     assert!(a.k() == p.k && p.rows.iter().all(|row| (*row as usize) < a.rows()), "rows of the activations");
     a.check(level, p.format);
-    assert!(p.bytes.len() >= p.format.panel_bytes(p.k) && sums.len() == p.rows.len(), "a panel and its sums");
-    sums.as_flattened_mut().fill(0.0);
-    // SAFETY: the level is the machine's; rows, panel and the form of the activations were just checked.
+    assert!(p.bytes.iter().all(|panel| panel.len() >= p.format.panel_bytes(p.k)), "panels of k elements");
+    let [first, second] = sums;
+    let mut sums = [&mut first[..p.rows.len()], &mut second[..p.rows.len()]];
+    sums.iter_mut().for_each(|sums| sums.as_flattened_mut().fill(0.0));
+    // SAFETY: the level is the machine's; rows, panels and the form of the activations were just checked.
     unsafe {
         match level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 if Dots::of(level).int8 => x86::panel_avx512(p, space, sums),
+            Level::Avx512 if Dots::of(level).int8 => x86::panels_avx512(p, space, &mut sums),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx2 => x86::panel_avx2(p, space, sums),
-            _ => panel_portable(p, space, sums),
+            Level::Avx512 | Level::Avx2 => x86::panels_avx2(p, space, &mut sums),
+            _ => panels_portable(p, space, &mut sums),
         }
     }
 }
 
+/// Sums of the rows of a tile, or of all, by panel.
+type Sums<'a, 'b> = &'a mut [&'b mut [[f32; PANEL]]; 2];
+
 /// Where a tile's rows have a chunk; their scales and starts are behind it.
 #[inline(always)]
-fn rows_at<const R: usize>(p: &Panel, rows: &[u32], chunk: usize) -> [*const i8; R] {
+fn rows_at<const R: usize>(p: &Panels, rows: &[u32], chunk: usize) -> [*const i8; R] {
     let rows = &rows[..R];
     std::array::from_fn(|r| p.activations.chunk(chunk, rows[r] as usize).cast())
 }
@@ -63,146 +71,172 @@ unsafe fn start(x: *const i8, group: usize) -> i32 {
     unsafe { *x.add(STARTS).cast::<i32>().add(group) }
 }
 
-/// One chunk.
+/// A chunk of each panel.
 struct Chunk<'a> {
     index: usize,
     /// Elements of k.
     len: usize,
-    codes: &'a [u8],
-    scales: &'a [[f32; PANEL]; CHUNK / 16],
-    mins: &'a [[[i16; 2]; PANEL]; 4],
-    min_scale: &'a [f32; PANEL],
+    codes: [&'a [u8]; 2],
+    space: &'a [Unpacked; 2],
 }
 
-/// Asks for `len` bytes that will be read soon; they may be anywhere, and are nowhere where null.
+/// Asks for `len` bytes that will be read soon to come to the second-level cache; they may be anywhere, and are nowhere where null.
+/// To the first there are too few ways at once: a core would wait for its own requests.
 #[inline(always)]
 fn prefetch(from: *const u8, len: usize) {
     #[cfg(target_arch = "x86_64")]
     for line in (0..if from.is_null() { 0 } else { len }).step_by(64) {
         // SAFETY: SSE is part of x86-64, and a prefetch has no effect on what the program computes.
         unsafe {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(line).cast());
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line).cast());
         }
     }
     let _ = (from, len);
 }
 
-/// Calls `$tile::<R, ..>(p, &chunk, rows, sums)` for each chunk of a panel and each tile of rows; `$unpack(format, bytes, len,
-/// space)` brings scales to the space and gives the codes.
+/// Calls `$tile::<R, V, ..>(p, &chunk, rows, first, sums)` for each chunk of `$v` panels and each tile of rows, of which `first` is the
+/// first; `$unpack(format, bytes, len, space)` brings codes and scales to the space.
 macro_rules! each_chunk {
-    ($p:ident, $space:ident, $sums:ident, $unpack:expr, $height:literal, $tile:ident, $($r:literal)*) => {{
+    ($p:ident, $space:ident, $sums:ident, $unpack:expr, $v:literal, $height:literal, $tile:ident, $($r:literal)*) => {{
         let mut at = 0;
         for first in (0..$p.k).step_by(CHUNK) {
             let len = CHUNK.min($p.k - first);
             let size = $p.format.chunk_bytes(len);
-            let bytes = &$p.bytes[at..][..size];
+            let bytes = $p.bytes.map(|panel| &panel[at..][..size]);
             at += size;
-            // The codes are in the chunk or in the space, whose other parts are read beside them.
-            let codes: *const [u8] = $unpack($p.format, bytes, len, &mut *$space);
             let more = first + CHUNK < $p.k;
-            prefetch(if more { $p.bytes[at..].as_ptr() } else { $p.next }, size);
-            let chunk = Chunk {
-                index: first / CHUNK,
-                len,
-                // SAFETY: neither is written while the chunk is used.
-                codes: unsafe { &*codes },
-                scales: &$space.scales,
-                mins: &$space.mins,
-                min_scale: &$space.min_scale,
-            };
+            for v in 0..$v {
+                $unpack($p.format, bytes[v], len, &mut $space[v]);
+                match more {
+                    true => prefetch($p.bytes[v][at..].as_ptr(), size),
+                    false if v == 0 => prefetch($p.next, size),
+                    false => {}
+                }
+            }
+            let space: &[Unpacked; 2] = $space;
+            let codes = [0, 1].map(|v| match $p.format {
+                Format::Q8_0 => bytes[v],
+                _ => space[v].codes.as_slice(),
+            });
+            let chunk = Chunk { index: first / CHUNK, len, codes, space };
             let tiles = $p.rows.len().div_ceil($height).max(1);
             let (low, more) = ($p.rows.len() / tiles, $p.rows.len() % tiles);
             let mut row = 0;
             for tile in 0..tiles {
                 let height = low + usize::from(tile < more);
-                let (rows, sums) = (&$p.rows[row..][..height], &mut $sums[row..][..height]);
-                row += height;
+                let rows = &$p.rows[row..][..height];
                 match (height, $p.format) {
                     $(
                         // SAFETY: by the caller's promise.
-                        ($r, Format::Q4K) => unsafe { $tile::<$r, 8, 4, true, true>($p, &chunk, rows, sums) },
+                        ($r, Format::Q4K) => unsafe { $tile::<$r, $v, 8, 4, true, true>($p, &chunk, rows, row, $sums) },
                         // SAFETY: as above.
-                        ($r, Format::Q6K) => unsafe { $tile::<$r, 4, 2, true, false>($p, &chunk, rows, sums) },
+                        ($r, Format::Q6K) => unsafe { $tile::<$r, $v, 4, 2, true, false>($p, &chunk, rows, row, $sums) },
                         // SAFETY: as above.
-                        ($r, Format::Q8_0) => unsafe { $tile::<$r, 8, 1, false, false>($p, &chunk, rows, sums) },
+                        ($r, Format::Q8_0) => unsafe { $tile::<$r, $v, 8, 1, false, false>($p, &chunk, rows, row, $sums) },
                         // SAFETY: as above.
-                        ($r, _) => unsafe { $tile::<$r, 8, 4, false, false>($p, &chunk, rows, sums) },
+                        ($r, _) => unsafe { $tile::<$r, $v, 8, 4, false, false>($p, &chunk, rows, row, $sums) },
                     )*
                     _ => {}
                 }
+                row += height;
             }
         }
     }};
 }
 
-fn panel_portable(p: &Panel, space: &mut Unpacked, sums: &mut [[f32; PANEL]]) {
+fn panels_portable(p: &Panels, space: &mut [Unpacked; 2], sums: Sums) {
     let unpack = |format, bytes: &[u8], len, space: &mut Unpacked| {
         scales(format, bytes, len, space, halves);
-        std::ptr::from_ref(codes(format, bytes, len, &mut space.codes))
+        codes(format, bytes, len, &mut space.codes);
     };
-    each_chunk!(p, space, sums, unpack, 1, tile_portable, 1);
+    if p.single {
+        each_chunk!(p, space, sums, unpack, 1, 1, tile_portable, 1);
+    } else {
+        each_chunk!(p, space, sums, unpack, 2, 1, tile_portable, 1);
+    }
 }
 
-/// A tile of a chunk whose groups have `QUADS` quads of k; `SUPER`: one scale of activations for the chunk; `MINS`: and minima.
+/// A tile of a chunk of `V` panels whose groups have `QUADS` quads of k; `SUPER`: one scale of activations for the chunk; `MINS`: and
+/// minima.
 ///
 /// # Safety
 /// Rows within the activations.
 unsafe fn tile_portable<
     const R: usize,
+    const V: usize,
     const QUADS: usize,
     const SPAN: usize,
     const SUPER: bool,
     const MINS: bool,
 >(
-    p: &Panel,
+    p: &Panels,
     chunk: &Chunk,
     rows: &[u32],
-    sums: &mut [[f32; PANEL]],
+    first: usize,
+    sums: Sums,
 ) {
     let at = rows_at::<R>(p, rows, chunk.index);
-    for (r, sums) in sums.iter_mut().enumerate() {
-        let mut whole = [0.0f32; PANEL];
-        for (g, codes) in chunk.codes.chunks_exact(QUADS * 64).enumerate() {
-            // SAFETY: the row has these elements, and a start and a scale for each group.
-            let (x, first, by) = unsafe {
-                (
-                    std::slice::from_raw_parts(at[r].add(g * QUADS * 4), QUADS * 4),
-                    if MINS { 0 } else { start(at[r], g) },
-                    if SUPER { 1.0 } else { scale(at[r], g) },
-                )
+    for v in 0..V {
+        for (r, sums) in sums[v][first..][..R].iter_mut().enumerate() {
+            // SAFETY: the row has the elements of a chunk, and what is behind them.
+            unsafe {
+                row_portable::<QUADS, SUPER, MINS>(at[r], chunk.len, chunk.codes[v], &chunk.space[v], sums)
             };
-            let mut acc = [first; PANEL];
-            for (codes, x) in codes.as_chunks::<64>().0.iter().zip(x.as_chunks::<4>().0) {
-                for (acc, codes) in acc.iter_mut().zip(codes.as_chunks::<4>().0) {
-                    for i in 0..4 {
-                        *acc += i32::from(codes[i]) * i32::from(x[i]);
-                    }
+        }
+    }
+}
+
+/// A row of a chunk, `x`, and a panel.
+///
+/// # Safety
+/// `x` is the chunk of a row of `len` elements.
+unsafe fn row_portable<const QUADS: usize, const SUPER: bool, const MINS: bool>(
+    x: *const i8,
+    len: usize,
+    codes: &[u8],
+    space: &Unpacked,
+    sums: &mut [f32; PANEL],
+) {
+    let mut whole = [0.0f32; PANEL];
+    for (g, codes) in codes[..len * PANEL].chunks_exact(QUADS * 64).enumerate() {
+        // SAFETY: the row has these elements, and a start and a scale for each group.
+        let (x, first, by) = unsafe {
+            (
+                std::slice::from_raw_parts(x.add(g * QUADS * 4), QUADS * 4),
+                if MINS { 0 } else { start(x, g) },
+                if SUPER { 1.0 } else { scale(x, g) },
+            )
+        };
+        let mut acc = [first; PANEL];
+        for (codes, x) in codes.as_chunks::<64>().0.iter().zip(x.as_chunks::<4>().0) {
+            for (acc, codes) in acc.iter_mut().zip(codes.as_chunks::<4>().0) {
+                for i in 0..4 {
+                    *acc += i32::from(codes[i]) * i32::from(x[i]);
                 }
             }
-            let into = if SUPER { &mut whole } else { &mut *sums };
-            for i in 0..PANEL {
-                into[i] += acc[i] as f32 * (chunk.scales[g][i] * by);
-            }
         }
-        if MINS {
-            for i in 0..PANEL {
-                let mut acc = 0;
-                for (pair, mins) in chunk.mins.iter().enumerate() {
-                    // SAFETY: a chunk has four starts.
-                    let two = unsafe { start(at[r], pair) };
-                    acc +=
-                        i32::from(mins[i][0]) * i32::from(two as i16) + i32::from(mins[i][1]) * (two >> 16);
-                }
-                whole[i] -= acc as f32 * chunk.min_scale[i];
-            }
+        let into = if SUPER { &mut whole } else { &mut *sums };
+        for i in 0..PANEL {
+            into[i] += acc[i] as f32 * (space.scales[g][i] * by);
         }
-        if SUPER {
-            // SAFETY: a chunk has a scale.
-            let by = unsafe { scale(at[r], 0) };
-            for i in 0..PANEL {
-                sums[i] += whole[i] * by;
+    }
+    if MINS {
+        for i in 0..PANEL {
+            let mut acc = 0;
+            for (pair, mins) in space.mins.iter().enumerate() {
+                // SAFETY: a chunk has four starts.
+                let two = unsafe { start(x, pair) };
+                acc += i32::from(mins[i][0]) * i32::from(two as i16) + i32::from(mins[i][1]) * (two >> 16);
             }
+            whole[i] -= acc as f32 * space.min_scale[i];
+        }
+    }
+    if SUPER {
+        // SAFETY: a chunk has a scale.
+        let by = unsafe { scale(x, 0) };
+        for i in 0..PANEL {
+            sums[i] += whole[i] * by;
         }
     }
 }
@@ -213,29 +247,37 @@ mod x86 {
     use std::arch::x86_64::*;
 
     /// # Safety
-    /// The features; rows within the activations, a whole panel.
+    /// The features; rows within the activations, whole panels.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-    pub(super) unsafe fn panel_avx512(p: &Panel, space: &mut Unpacked, sums: &mut [[f32; PANEL]]) {
+    pub(super) unsafe fn panels_avx512(p: &Panels, space: &mut [Unpacked; 2], sums: Sums) {
+        let count = if p.single { 1 } else { 2 };
         macro_rules! few {
             ($($r:literal)*) => {
-                match (p.rows.len(), p.format) {
-                    $(
-                        // SAFETY: by the caller's promise.
-                        ($r, Format::Q8_0) => return unsafe { few_avx512::<$r, Q8_0>(p, space, sums) },
-                        // SAFETY: as above.
-                        ($r, Format::Q4_0) => return unsafe { few_avx512::<$r, Q4_0>(p, space, sums) },
-                        // SAFETY: as above.
-                        ($r, Format::Mxfp4) => return unsafe { few_avx512::<$r, MXFP4>(p, space, sums) },
-                        // SAFETY: as above.
-                        ($r, Format::Q4K) => return unsafe { few_avx512::<$r, Q4K>(p, space, sums) },
-                        // SAFETY: as above.
-                        ($r, Format::Q6K) => return unsafe { few_avx512::<$r, Q6K>(p, space, sums) },
-                    )*
-                    _ => {}
+                for v in 0..count {
+                    let next = if v + 1 < count { p.bytes[1].as_ptr() } else { p.next };
+                    let (space, sums) = (&mut space[v], &mut *sums[v]);
+                    match (p.rows.len(), p.format) {
+                        $(
+                            // SAFETY: by the caller's promise.
+                            ($r, Format::Q8_0) => unsafe { few_avx512::<$r, Q8_0>(p, p.bytes[v], next, space, sums) },
+                            // SAFETY: as above.
+                            ($r, Format::Q4_0) => unsafe { few_avx512::<$r, Q4_0>(p, p.bytes[v], next, space, sums) },
+                            // SAFETY: as above.
+                            ($r, Format::Mxfp4) => unsafe { few_avx512::<$r, MXFP4>(p, p.bytes[v], next, space, sums) },
+                            // SAFETY: as above.
+                            ($r, Format::Q4K) => unsafe { few_avx512::<$r, Q4K>(p, p.bytes[v], next, space, sums) },
+                            // SAFETY: as above.
+                            ($r, Format::Q6K) => unsafe { few_avx512::<$r, Q6K>(p, p.bytes[v], next, space, sums) },
+                        )*
+                        _ => {}
+                    }
                 }
             };
         }
-        few!(1 2 3 4);
+        if p.rows.len() <= 4 {
+            few!(1 2 3 4);
+            return;
+        }
         let half = |bytes: &[u8; 32], to: &mut [f32; PANEL]| {
             // SAFETY: 32 bytes are read, 16 floats written.
             unsafe {
@@ -250,9 +292,14 @@ mod x86 {
             } else {
                 scales(format, bytes, len, space, half);
             }
-            std::ptr::from_ref(codes(format, bytes, len, &mut space.codes))
+            codes(format, bytes, len, &mut space.codes);
         };
-        each_chunk!(p, space, sums, unpack, 12, tile_avx512, 1 2 3 4 5 6 7 8 9 10 11 12);
+        // 12 sums in registers: with two panels a row's quad is read once for both.
+        if p.single {
+            each_chunk!(p, space, sums, unpack, 1, 12, tile_avx512, 1 2 3 4 5 6 7 8 9 10 11 12);
+        } else {
+            each_chunk!(p, space, sums, unpack, 2, 6, tile_avx512, 1 2 3 4 5 6);
+        }
     }
 
     /// Formats as numbers that code can be made for.
@@ -262,19 +309,18 @@ mod x86 {
     const Q4K: u8 = 3;
     const Q6K: u8 = 4;
 
-    /// The scales of group `g` of a chunk, which stand at `behind` its codes; those of Q4_K are in the space.
+    /// The scales of group `g` of a chunk that is not Q4_K's, which stand at `behind` its codes.
     ///
     /// # Safety
     /// The features; a whole chunk.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c")]
-    unsafe fn scale_of_group<const F: u8>(behind: *const u8, g: usize, space: &Unpacked) -> __m512 {
+    unsafe fn scale_of_group<const F: u8>(behind: *const u8, g: usize) -> __m512 {
         // SAFETY: within the chunk.
         unsafe {
             let sixteen = behind.wrapping_add(16 * g).cast::<__m128i>();
             match F {
                 Q8_0 | Q4_0 => _mm512_cvtph_ps(_mm256_loadu_si256(behind.wrapping_add(32 * g).cast())),
-                Q4K => _mm512_loadu_ps(space.scales[g].as_ptr()),
                 Q6K => {
                     let d = _mm512_cvtph_ps(_mm256_loadu_si256(behind.wrapping_add(256).cast()));
                     _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(sixteen))))
@@ -292,8 +338,8 @@ mod x86 {
         }
     }
 
-    /// A line of codes, a byte each: those of quad `j` of group `g` of a chunk, which is the `n`th of those whose bits lie in other
-    /// places of the same bytes.
+    /// A line of codes that are not Q4_K's, a byte each: those of quad `j` of group `g` of a chunk, which is the `n`th of those whose bits
+    /// lie in other places of the same bytes.
     ///
     /// # Safety
     /// The features; a whole chunk.
@@ -306,10 +352,6 @@ mod x86 {
             let four = _mm512_set1_epi8(15);
             match F {
                 Q8_0 => _mm512_loadu_si512(line(g * 8 + j)),
-                Q4K => {
-                    let both = _mm512_loadu_si512(line(g / 2 * 8 + j));
-                    _mm512_and_si512(if n == 1 { _mm512_srli_epi16::<4>(both) } else { both }, four)
-                }
                 Q6K => {
                     // 32 quads are half of the chunk; each eighth of it has its bits at another place of the same bytes.
                     let (half, t) = (g / 8, n * 4 + j);
@@ -342,10 +384,12 @@ mod x86 {
     /// The panel with `R` rows, few enough that it is bound by memory: codes are taken apart in registers, sums stay there.
     ///
     /// # Safety
-    /// As [`panel_avx512`].
+    /// As [`panels_avx512`].
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
     unsafe fn few_avx512<const R: usize, const F: u8>(
-        p: &Panel,
+        p: &Panels,
+        bytes: &[u8],
+        next: *const u8,
         space: &mut Unpacked,
         sums: &mut [[f32; PANEL]],
     ) {
@@ -357,41 +401,70 @@ mod x86 {
             _ => 4,
         };
         let (in_chunks, of_256) = (F == Q4K || F == Q6K, p.format.chunk_bytes(CHUNK));
+        // Chunks from use to what is asked for: some KiB, since a core reads a chunk in less time than memory needs to answer.
+        let distance = if F == Q8_0 || F == Q6K { 2 } else { 3 };
+        let chunks = p.k.div_ceil(CHUNK);
         // SAFETY: every address is within the panel, the rows or the space by the caller's promise; prefetches may go anywhere.
         unsafe {
             let mut rows = rows_at::<R>(p, p.rows, 0);
             let stride = p.activations.chunk_stride();
             let mut sum = [_mm512_setzero_ps(); R];
-            let mut at = p.bytes.as_ptr();
+            let mut at = bytes.as_ptr();
             for first in (0..p.k).step_by(CHUNK) {
                 let len = CHUNK.min(p.k - first);
                 let size = if len == CHUNK { of_256 } else { p.format.chunk_bytes(len) };
                 let behind = end_of_codes(p.format, len);
-                let last = first + CHUNK >= p.k;
-                let ahead = match last {
-                    true if p.next.is_null() => at,
-                    true => p.next,
-                    false => at.add(size),
+                let ahead = match (first / CHUNK + distance).checked_sub(chunks) {
+                    None => at.wrapping_add(distance * of_256),
+                    // Within the panel: nothing new.
+                    Some(_) if next.is_null() => at,
+                    Some(beyond) => next.wrapping_add(beyond * of_256),
                 };
                 prefetch(ahead.wrapping_add(behind), size - behind);
                 if F == Q4K {
                     scales_avx512(std::slice::from_raw_parts(at, size), space);
                 }
                 let mut within = [_mm512_setzero_ps(); R];
+                if F == Q4K {
+                    // A line has a quad of two groups. The upper four bits stay where they are, so that sums are 16 times what they stand
+                    // for: exact in 32 bits, and the scale makes up for it.
+                    let (low_bits, high_bits) = (_mm512_set1_epi8(15), _mm512_set1_epi8(-16));
+                    for pair in 0..4 {
+                        let mut even = [_mm512_setzero_si512(); R];
+                        let mut odd = [_mm512_setzero_si512(); R];
+                        for j in 0..8 {
+                            let both = _mm512_loadu_si512(at.add((pair * 8 + j) * 64).cast());
+                            let low = _mm512_and_si512(both, low_bits);
+                            let high = _mm512_and_si512(both, high_bits);
+                            for r in 0..R {
+                                let x = rows[r].add((pair * 16 + j) * 4).cast::<i32>();
+                                let (x, y) = (x.read_unaligned(), x.add(8).read_unaligned());
+                                even[r] = _mm512_dpbusd_epi32(even[r], low, _mm512_set1_epi32(x));
+                                odd[r] = _mm512_dpbusd_epi32(odd[r], high, _mm512_set1_epi32(y));
+                            }
+                        }
+                        for line in 0..2 * lines {
+                            _mm_prefetch::<_MM_HINT_T1>(
+                                ahead.wrapping_add((pair * 2 * lines + line) * 64).cast(),
+                            );
+                        }
+                        let own = _mm512_loadu_ps(space.scales[2 * pair].as_ptr());
+                        let other = _mm512_loadu_ps(space.scales[2 * pair + 1].as_ptr());
+                        let other = _mm512_mul_ps(other, _mm512_set1_ps(1.0 / 16.0));
+                        for r in 0..R {
+                            within[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(even[r]), own, within[r]);
+                            within[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(odd[r]), other, within[r]);
+                        }
+                    }
+                }
                 // Where the bits of groups lie in bytes repeats: so many are written out, so that nothing is decided in the loop.
-                let repeat = match F {
-                    Q4K => 2,
-                    Q6K => 8,
-                    _ => 1,
-                };
-                for first in (0..len / (4 * quads)).step_by(repeat) {
+                let repeat = if F == Q6K { 8 } else { 1 };
+                for first in (0..if F == Q4K { 0 } else { len / (4 * quads) }).step_by(repeat) {
                     for within_repeat in 0..repeat {
                         let g = first + within_repeat;
                         let mut acc = [_mm512_setzero_si512(); R];
-                        if F != Q4K {
-                            for r in 0..R {
-                                acc[r] = _mm512_set1_epi32(start(rows[r], g));
-                            }
+                        for r in 0..R {
+                            acc[r] = _mm512_set1_epi32(start(rows[r], g));
                         }
                         for j in 0..quads {
                             let w = line_of_codes::<F>(at, g, within_repeat, j);
@@ -401,9 +474,9 @@ mod x86 {
                             }
                         }
                         for line in 0..lines {
-                            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add((g * lines + line) * 64).cast());
+                            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add((g * lines + line) * 64).cast());
                         }
-                        let own = scale_of_group::<F>(at.add(behind), g, space);
+                        let own = scale_of_group::<F>(at.add(behind), g);
                         for r in 0..R {
                             let wide = _mm512_cvtepi32_ps(acc[r]);
                             if in_chunks {
@@ -498,81 +571,99 @@ mod x86 {
     /// As `tile_portable`, with dot products of quads.
     ///
     /// # Safety
-    /// As [`panel_avx512`].
+    /// As [`panels_avx512`].
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
     unsafe fn tile_avx512<
         const R: usize,
+        const V: usize,
         const QUADS: usize,
         const SPAN: usize,
         const SUPER: bool,
         const MINS: bool,
     >(
-        p: &Panel,
+        p: &Panels,
         chunk: &Chunk,
         rows: &[u32],
-        sums: &mut [[f32; PANEL]],
+        first: usize,
+        sums: Sums,
     ) {
         let at = rows_at::<R>(p, rows, chunk.index);
-        // SAFETY: the rows have `len` elements, and starts and scales for their groups; prefetches may go anywhere.
+        // SAFETY: the rows have `len` elements, and starts and scales for their groups; the codes are of as many.
         unsafe {
-            let codes = chunk.codes.as_ptr();
+            let codes = [chunk.codes[0].as_ptr(), chunk.codes[1].as_ptr()];
+            let to = [sums[0][first..].as_mut_ptr(), sums[1][first..].as_mut_ptr()];
             // A chunk's sums of a row, or the row's own.
-            let mut sum = [_mm512_setzero_ps(); R];
+            let mut sum = [[_mm512_setzero_ps(); V]; R];
             if !SUPER {
                 for r in 0..R {
-                    sum[r] = _mm512_loadu_ps(sums[r].as_ptr());
+                    for v in 0..V {
+                        sum[r][v] = _mm512_loadu_ps(to[v].add(r).cast());
+                    }
                 }
             }
             for g in 0..chunk.len / (QUADS * 4) {
-                let mut acc = [_mm512_setzero_si512(); R];
+                let mut acc = [[_mm512_setzero_si512(); V]; R];
                 if !MINS {
                     for r in 0..R {
-                        acc[r] = _mm512_set1_epi32(start(at[r], g));
+                        acc[r] = [_mm512_set1_epi32(start(at[r], g)); V];
                     }
                 }
                 for j in 0..QUADS {
-                    let w = _mm512_loadu_si512(codes.add((g * QUADS + j) * 64).cast());
+                    let mut w = [_mm512_setzero_si512(); V];
+                    for v in 0..V {
+                        w[v] = _mm512_loadu_si512(codes[v].add((g * QUADS + j) * 64).cast());
+                    }
                     for r in 0..R {
                         let x = at[r].add((g * QUADS + j) * 4).cast::<i32>().read_unaligned();
-                        acc[r] = _mm512_dpbusd_epi32(acc[r], w, _mm512_set1_epi32(x));
+                        let x = _mm512_set1_epi32(x);
+                        for v in 0..V {
+                            acc[r][v] = _mm512_dpbusd_epi32(acc[r][v], w[v], x);
+                        }
                     }
                 }
-                let own = _mm512_loadu_ps(chunk.scales[g].as_ptr());
-                for r in 0..R {
-                    let by = if SUPER { own } else { _mm512_mul_ps(own, _mm512_set1_ps(scale(at[r], g))) };
-                    sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r]), by, sum[r]);
+                for v in 0..V {
+                    let own = _mm512_loadu_ps(chunk.space[v].scales[g].as_ptr());
+                    for r in 0..R {
+                        let by =
+                            if SUPER { own } else { _mm512_mul_ps(own, _mm512_set1_ps(scale(at[r], g))) };
+                        sum[r][v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][v]), by, sum[r][v]);
+                    }
                 }
             }
             if MINS {
-                let by = _mm512_loadu_ps(chunk.min_scale.as_ptr());
-                let mut acc = [_mm512_setzero_si512(); R];
-                for pair in 0..4 {
-                    let mins = _mm512_loadu_si512(chunk.mins[pair].as_ptr().cast());
-                    for r in 0..R {
-                        let two = _mm512_set1_epi32(start(at[r], pair));
-                        acc[r] = _mm512_dpwssd_epi32(acc[r], mins, two);
+                for v in 0..V {
+                    let by = _mm512_loadu_ps(chunk.space[v].min_scale.as_ptr());
+                    let mut acc = [_mm512_setzero_si512(); R];
+                    for pair in 0..4 {
+                        let mins = _mm512_loadu_si512(chunk.space[v].mins[pair].as_ptr().cast());
+                        for r in 0..R {
+                            let two = _mm512_set1_epi32(start(at[r], pair));
+                            acc[r] = _mm512_dpwssd_epi32(acc[r], mins, two);
+                        }
                     }
-                }
-                for r in 0..R {
-                    sum[r] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(acc[r]), by, sum[r]);
+                    for r in 0..R {
+                        sum[r][v] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(acc[r]), by, sum[r][v]);
+                    }
                 }
             }
             for r in 0..R {
-                let to = sums[r].as_mut_ptr();
-                if SUPER {
-                    let by = _mm512_set1_ps(scale(at[r], 0));
-                    sum[r] = _mm512_fmadd_ps(sum[r], by, _mm512_loadu_ps(to));
+                for v in 0..V {
+                    let to = to[v].add(r).cast::<f32>();
+                    if SUPER {
+                        let by = _mm512_set1_ps(scale(at[r], 0));
+                        sum[r][v] = _mm512_fmadd_ps(sum[r][v], by, _mm512_loadu_ps(to));
+                    }
+                    _mm512_storeu_ps(to, sum[r][v]);
                 }
-                _mm512_storeu_ps(to, sum[r]);
             }
         }
     }
 
     /// # Safety
-    /// As [`panel_avx512`].
+    /// As [`panels_avx512`].
     #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn panel_avx2(p: &Panel, space: &mut Unpacked, sums: &mut [[f32; PANEL]]) {
+    pub(super) unsafe fn panels_avx2(p: &Panels, space: &mut [Unpacked; 2], sums: Sums) {
         let half = |bytes: &[u8; 32], to: &mut [f32; PANEL]| {
             // SAFETY: 32 bytes are read, 16 floats written.
             unsafe {
@@ -584,37 +675,45 @@ mod x86 {
         };
         let unpack = |format, bytes: &[u8], len, space: &mut Unpacked| {
             scales(format, bytes, len, space, half);
-            std::ptr::from_ref(codes(format, bytes, len, &mut space.codes))
+            codes(format, bytes, len, &mut space.codes);
         };
-        each_chunk!(p, space, sums, unpack, 4, tile_avx2, 1 2 3 4);
+        if p.single {
+            each_chunk!(p, space, sums, unpack, 1, 4, tile_avx2, 1 2 3 4);
+        } else {
+            each_chunk!(p, space, sums, unpack, 2, 4, tile_avx2, 1 2 3 4);
+        }
     }
 
     /// As `tile_portable`, eight columns at a time: products of bytes are joined in 16 bits, `SPAN` quads of them before the sum
     /// goes to 32. Codes of 8 bits would not fit there without a sign: they and the elements change it together.
     ///
     /// # Safety
-    /// As [`panel_avx2`].
+    /// As [`panels_avx2`].
     #[inline]
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn tile_avx2<
         const R: usize,
+        const V: usize,
         const QUADS: usize,
         const SPAN: usize,
         const SUPER: bool,
         const MINS: bool,
     >(
-        p: &Panel,
+        p: &Panels,
         chunk: &Chunk,
         rows: &[u32],
-        sums: &mut [[f32; PANEL]],
+        first: usize,
+        sums: Sums,
     ) {
         let at = rows_at::<R>(p, rows, chunk.index);
         // SAFETY: as in `tile_avx512`.
         unsafe {
             let ones = _mm256_set1_epi16(1);
             let signed = SPAN == 1;
-            for half in 0..2 {
-                let codes = chunk.codes.as_ptr().add(half * 32);
+            for part in 0..2 * V {
+                let (v, half) = (part / 2, part % 2);
+                let (space, sums) = (&chunk.space[v], &mut sums[v][first..][..R]);
+                let codes = chunk.codes[v].as_ptr().add(half * 32);
                 let mut sum = [_mm256_setzero_ps(); R];
                 if !SUPER {
                     for r in 0..R {
@@ -650,7 +749,7 @@ mod x86 {
                             acc[r] = _mm256_add_epi32(acc[r], _mm256_madd_epi16(short[r], ones));
                         }
                     }
-                    let own = _mm256_loadu_ps(chunk.scales[g][half * 8..].as_ptr());
+                    let own = _mm256_loadu_ps(space.scales[g][half * 8..].as_ptr());
                     for r in 0..R {
                         let by =
                             if SUPER { own } else { _mm256_mul_ps(own, _mm256_set1_ps(scale(at[r], g))) };
@@ -658,11 +757,11 @@ mod x86 {
                     }
                 }
                 if MINS {
-                    let by = _mm256_loadu_ps(chunk.min_scale[half * 8..].as_ptr());
+                    let by = _mm256_loadu_ps(space.min_scale[half * 8..].as_ptr());
                     for r in 0..R {
                         let mut acc = _mm256_setzero_si256();
                         for pair in 0..4 {
-                            let mins = _mm256_loadu_si256(chunk.mins[pair][half * 8..].as_ptr().cast());
+                            let mins = _mm256_loadu_si256(space.mins[pair][half * 8..].as_ptr().cast());
                             let two = _mm256_set1_epi32(start(at[r], pair));
                             acc = _mm256_add_epi32(acc, _mm256_madd_epi16(mins, two));
                         }

@@ -185,11 +185,6 @@ impl<'a> Packed<'a> {
         let size = self.format.panel_bytes(self.k);
         &self.data[index * size..][..size]
     }
-
-    /// Columns of a panel.
-    fn columns(&self, panel: usize) -> usize {
-        PANEL.min(self.n - panel * PANEL)
-    }
 }
 
 #[cfg(test)]

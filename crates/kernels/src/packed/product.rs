@@ -16,7 +16,7 @@ pub(super) const ROWS: usize = 256;
 
 /// What one thread computes in.
 pub(super) struct Space {
-    unpacked: Box<Unpacked>,
+    unpacked: Box<[Unpacked; 2]>,
     /// Sums of two panels, \[rows, 16\].
     pub sums: [Vec<[f32; PANEL]>; 2],
     /// What an epilogue makes of them.
@@ -28,7 +28,7 @@ pub(super) struct Space {
 pub(super) fn with_space<R>(work: impl FnOnce(&mut Space) -> R) -> R {
     thread_local! {
         static SPACE: RefCell<Space> = RefCell::new(Space {
-            unpacked: Box::new(Unpacked::new()),
+            unpacked: Box::new([const { Unpacked::new() }; 2]),
             sums: [vec![[0.0; PANEL]; ROWS], vec![[0.0; PANEL]; ROWS]],
             made: [vec![[0.0; PANEL]; ROWS], vec![[0.0; PANEL]; ROWS]],
             rows: Vec::with_capacity(ROWS),
@@ -63,14 +63,16 @@ pub(super) fn sums(level: Level, pair: Pair, ahead: Option<Pair>, a: View, rows:
     assert!(rows.len() <= ROWS && w.k == a.k(), "{} rows of {} elements", rows.len(), a.k());
     assert!(rows.iter().all(|row| (*row as usize) < a.rows()), "rows of {}", a.rows());
     if w.format.is_coded() {
-        let each = pair.panels();
-        let count = 1 + usize::from(pair.second.is_some());
-        let then = ahead.map_or(std::ptr::null(), |pair| pair.panels()[0].as_ptr());
-        for (v, sums) in space.sums[..count].iter_mut().enumerate() {
-            let (bytes, next) = (each[v], if v + 1 < count { each[v + 1].as_ptr() } else { then });
-            let panel = ints::Panel { format: w.format, k: w.k, bytes, activations: a, rows, next };
-            ints::panel(level, &panel, &mut space.unpacked, &mut sums[..rows.len()]);
-        }
+        let panels = ints::Panels {
+            format: w.format,
+            k: w.k,
+            bytes: pair.panels(),
+            single: pair.second.is_none(),
+            activations: a,
+            rows,
+            next: ahead.map_or(std::ptr::null(), |pair| pair.panels()[0].as_ptr()),
+        };
+        ints::panels(level, &panels, &mut space.unpacked, &mut space.sums);
         return;
     }
     space.rows.clear();
@@ -168,32 +170,63 @@ pub fn linear(level: Level, product: Linear) {
                     true => Some(pair(task.part, panel + 2, task.panels.end)),
                     false => after,
                 };
+                let count = 1 + usize::from(this.second.is_some());
+                let columns =
+                    starts[task.part] + panel * PANEL..starts[task.part] + w.n.min((panel + count) * PANEL);
+                let target = Target { out: shared, width, rows: task.rows.clone(), columns };
+                target.ask();
                 sums(level, this, ahead, forms.get(w.format).view(), rows, space);
-                for (i, row) in task.rows.clone().enumerate() {
-                    for v in 0..1 + usize::from(this.second.is_some()) {
-                        let columns = w.columns(panel + v);
-                        let start = row * width + starts[task.part] + (panel + v) * PANEL;
-                        // SAFETY: a row's columns of a panel are one task's.
-                        let to = unsafe { shared.part(start, columns) };
-                        let from = &space.sums[v][i];
-                        if accumulate {
-                            to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
-                        } else {
-                            copy(from, to);
-                        }
-                    }
-                }
+                // SAFETY: a row's columns of a panel are one task's.
+                unsafe { target.write(&space.sums, accumulate) };
             }
         });
     });
 }
 
-/// Writes the columns of a row; a copy of a length that the compiler knows is one instruction.
-#[inline]
-pub(super) fn copy(from: &[f32; PANEL], to: &mut [f32]) {
-    match to.as_chunks_mut::<PANEL>() {
-        ([whole], []) => *whole = *from,
-        _ => to.copy_from_slice(&from[..to.len()]),
+/// Where a task's sums go: columns, of at most two panels, of rows of a matrix of `width` columns.
+pub(super) struct Target<'a> {
+    pub out: Shared<'a, f32>,
+    pub width: usize,
+    pub rows: Range<usize>,
+    pub columns: Range<usize>,
+}
+
+impl Target<'_> {
+    /// Asks for the memory before the sums are made: each row is on another page, and a store that misses waits long.
+    pub fn ask(&self) {
+        #[cfg(target_arch = "x86_64")]
+        for row in self.rows.clone() {
+            let start = self.out.as_ptr().wrapping_add(row * self.width + self.columns.start);
+            for at in (0..self.columns.len()).step_by(16) {
+                // SAFETY: SSE is part of x86-64, and a prefetch has no effect on what the program computes.
+                unsafe {
+                    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+                    _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(at).cast());
+                }
+            }
+        }
+    }
+
+    /// Writes, or adds, what `from` has of two panels.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes these columns of these rows meanwhile.
+    pub unsafe fn write(&self, from: &[Vec<[f32; PANEL]>; 2], accumulate: bool) {
+        let columns = self.columns.len();
+        for (v, from) in from.iter().enumerate().take(columns.div_ceil(PANEL)) {
+            let first = v * PANEL;
+            let some = PANEL.min(columns - first);
+            for (row, from) in self.rows.clone().zip(from) {
+                // SAFETY: by the caller's promise.
+                let to = unsafe { self.out.part(row * self.width + self.columns.start + first, some) };
+                match to.first_chunk_mut::<PANEL>() {
+                    // Of a known length: no call for each 64 bytes.
+                    Some(to) if !accumulate => to.iter_mut().zip(from).for_each(|(to, from)| *to = *from),
+                    _ if accumulate => to.iter_mut().zip(from).for_each(|(to, from)| *to += from),
+                    _ => to.copy_from_slice(&from[..some]),
+                }
+            }
+        }
     }
 }
 
