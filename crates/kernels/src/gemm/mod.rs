@@ -446,7 +446,7 @@ fn run_block(how: How, p: &Product, block: &Block, c: Shared<f32>, epilogue: &(i
                     Some(twin) if half == 1 => (twin, block.n0),
                     _ => (&p.b, block.n0 + half * p.twin.unwrap_or(0)),
                 };
-                let into = &mut scratch.b[half * panels * nr * KC..];
+                let into = &mut scratch.b[half * panels * pack::panel_of_b(nr)..];
                 pack_b(how, b, k0, kc, first, n, nr, into);
             }
             if !p.a.k_inner {
@@ -470,7 +470,7 @@ fn run_block(how: How, p: &Product, block: &Block, c: Shared<f32>, epilogue: &(i
                             pack::prefetch(p.a.line(block.m0 + i0 + mr + j, k0, kc));
                         }
                         let cols = nr.min(n - j0);
-                        let b_panel = &scratch.b[(half * panels + j) * nr * KC..][..steps * nr];
+                        let b_panel = &scratch.b[(half * panels + j) * pack::panel_of_b(nr)..][..steps * nr];
                         let start = p.c_start + (block.m0 + i0) * p.c_stride + block.n0 + j0 + shift;
                         let tile = micro::Target { c, start, stride: p.c_stride, rows, cols, load };
                         micro::run(level, how.pairs, p.a.k_inner, steps, a_panel, b_panel, tile);
@@ -504,7 +504,7 @@ fn pack_b(how: How, b: &Operand, k0: usize, kc: usize, first: usize, n: usize, n
     }
     pack::b(how.level, b, k0, kc, first, n, nr, into);
     if how.rounded {
-        into.chunks_exact_mut(nr * KC)
+        into.chunks_exact_mut(pack::panel_of_b(nr))
             .take(n.div_ceil(nr))
             .for_each(|panel| round(how.level, &mut panel[..kc * nr]));
     }
@@ -525,7 +525,7 @@ fn pack_a_across(
     if how.pairs {
         return pairs::a_across(a, k0, kc, first, m, into);
     }
-    pack::a_across(a, k0, kc, first, m, mr, into);
+    pack::a_across(how.level, a, k0, kc, first, m, mr, into);
     if how.rounded {
         let panels = into.chunks_exact_mut(pack::panel_of_a(mr)).take(m.div_ceil(mr));
         panels.for_each(|panel| round(how.level, &mut panel[..kc * mr]));

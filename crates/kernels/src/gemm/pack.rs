@@ -5,13 +5,29 @@ use crate::elements::Elements;
 use crate::simd::Level;
 use std::cell::RefCell;
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::transpose16;
+pub(super) use x86::{lanes, transpose16};
 
 /// Elements from one panel of an A that was packed across to the next: a multiple of 4 KiB would put the same column of
 /// all panels into one set of the first-level cache.
 pub(super) fn panel_of_a(mr: usize) -> usize {
     mr * KC + 16
 }
+
+/// Elements from one panel of B to the next, likewise: a line of B goes to all panels.
+pub(super) const fn panel_of_b(nr: usize) -> usize {
+    nr * KC + 16
+}
+
+/// Elements for the panels of a block of B, of whatever width: two halves of a pair may each end within a panel.
+const B: usize = {
+    let (mut most, mut nr) = (0, 8);
+    while nr <= 32 {
+        let size = ((MAX_N + 64) / nr) * panel_of_b(nr);
+        most = if size > most { size } else { most };
+        nr *= 2;
+    }
+    most
+};
 
 /// What one thread packs into.
 pub(super) struct Scratch<'a> {
@@ -27,11 +43,11 @@ pub(super) fn with_scratch<R>(work: impl FnOnce(Scratch) -> R) -> R {
     const LINE: usize = 16;
     thread_local! {
         static SPACE: RefCell<Vec<f32>> =
-            RefCell::new(vec![0.0; MAX_M * (KC + 16) + (MAX_N + 64) * KC + LINE]);
+            RefCell::new(vec![0.0; MAX_M * (KC + 16) + B + LINE]);
     }
     SPACE.with_borrow_mut(|space| {
         let aligned = space.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
-        let (b, a) = space[aligned..].split_at_mut((MAX_N + 64) * KC);
+        let (b, a) = space[aligned..].split_at_mut(B);
         work(Scratch { a, b })
     })
 }
@@ -46,6 +62,7 @@ pub(super) fn a_along(a: &Operand, k0: usize, kc: usize, first: usize, rows: usi
 
 /// Rows `first..first + m` of an A whose lines lie across k: panels of `mr` rows, each a column after another.
 pub(super) fn a_across(
+    level: Level,
     a: &Operand,
     k0: usize,
     kc: usize,
@@ -56,27 +73,47 @@ pub(super) fn a_across(
 ) {
     // Copies of a length known to the compiler are a few instructions; others are calls.
     match mr {
-        14 => across::<14>(a, k0, kc, first, m, into),
-        6 => across::<6>(a, k0, kc, first, m, into),
-        _ => across::<4>(a, k0, kc, first, m, into),
+        14 => across::<14>(level, a, k0, kc, first, m, panel_of_a(mr), into),
+        6 => across::<6>(level, a, k0, kc, first, m, panel_of_a(mr), into),
+        _ => across::<4>(level, a, k0, kc, first, m, panel_of_a(mr), into),
     }
 }
 
-fn across<const MR: usize>(a: &Operand, k0: usize, kc: usize, first: usize, m: usize, into: &mut [f32]) {
-    // A line is read once, in order; its parts go to all panels.
+/// Lines across k: panels of `W` of their elements, `panel` after one another, the last filled up with zeros. A line is read
+/// once, in order; its parts, each a cache line or two, go to all panels.
+fn across<const W: usize>(
+    level: Level,
+    x: &Operand,
+    k0: usize,
+    kc: usize,
+    first: usize,
+    n: usize,
+    panel: usize,
+    into: &mut [f32],
+) {
     for p in 0..kc {
         if p + 4 < kc {
-            prefetch(a.line(k0 + p + 4, first, m));
+            prefetch(x.line(k0 + p + 4, first, n));
         }
-        let scale = a.scale.map(|scale| scale[k0 + p]);
-        let (parts, rest) = a.line(k0 + p, first, m).as_chunks::<MR>();
-        let mut at = p * MR;
+        let scale = x.scale.map(|scale| scale[k0 + p]);
+        let line = x.line(k0 + p, first, n);
+        #[cfg(target_arch = "x86_64")]
+        if level == Level::Avx512 {
+            // SAFETY: the level is the machine's.
+            unsafe { x86::spread::<W>(line, scale, &mut into[p * W..], panel) };
+            continue;
+        }
+        let _ = level;
+        let (parts, rest) = line.as_chunks::<W>();
+        let mut at = p * W;
         for part in parts {
-            copy(part, scale, &mut into[at..][..MR]);
-            at += panel_of_a(MR);
+            copy(part, scale, &mut into[at..][..W]);
+            at += panel;
         }
         if !rest.is_empty() {
-            copy(rest, scale, &mut into[at..][..rest.len()]);
+            let (some, none) = into[at..][..W].split_at_mut(rest.len());
+            copy(rest, scale, some);
+            none.fill(0.0);
         }
     }
 }
@@ -120,14 +157,14 @@ pub(super) fn b(
     }
     if !b.k_inner {
         return match nr {
-            32 => b_rows::<32>(b, k0, kc, first, n, into),
-            16 => b_rows::<16>(b, k0, kc, first, n, into),
-            _ => b_rows::<8>(b, k0, kc, first, n, into),
+            32 => across::<32>(level, b, k0, kc, first, n, panel_of_b(nr), into),
+            16 => across::<16>(level, b, k0, kc, first, n, panel_of_b(nr), into),
+            _ => across::<8>(level, b, k0, kc, first, n, panel_of_b(nr), into),
         };
     }
     for (panel, j0) in (0..n).step_by(nr).enumerate() {
         let cols = nr.min(n - j0);
-        let out = &mut into[panel * nr * KC..][..kc * nr];
+        let out = &mut into[panel * panel_of_b(nr)..][..kc * nr];
         if cols < nr {
             out.fill(0.0);
         }
@@ -156,7 +193,7 @@ fn b_coded(
                 b.decode(k0 + p, first, &mut lines[..n]);
                 let scale = b.scale.map(|scale| scale[k0 + p]);
                 for (panel, part) in lines[..n].chunks(nr).enumerate() {
-                    let (some, none) = into[panel * nr * KC + p * nr..][..nr].split_at_mut(part.len());
+                    let (some, none) = into[panel * panel_of_b(nr) + p * nr..][..nr].split_at_mut(part.len());
                     copy(part, scale, some);
                     none.fill(0.0);
                 }
@@ -176,35 +213,13 @@ fn b_coded(
                 scale: b.scale.map(|scale| &scale[first + j0..]),
                 k_inner: true,
             };
-            let out = &mut into[panel * nr * KC..][..kc * nr];
+            let out = &mut into[panel * panel_of_b(nr)..][..kc * nr];
             if cols < nr {
                 out.fill(0.0);
             }
             b_columns(level, &decoded, 0, kc, 0, cols, nr, out);
         }
     });
-}
-
-/// All panels of a B whose lines lie across k: a line is read once, in order; its parts, each a cache line or two, go
-/// to all panels.
-fn b_rows<const NR: usize>(b: &Operand, k0: usize, kc: usize, first: usize, n: usize, into: &mut [f32]) {
-    for p in 0..kc {
-        if p + 4 < kc {
-            prefetch(b.line(k0 + p + 4, first, n));
-        }
-        let scale = b.scale.map(|scale| scale[k0 + p]);
-        let (parts, rest) = b.line(k0 + p, first, n).as_chunks::<NR>();
-        let mut at = p * NR;
-        for part in parts {
-            copy(part, scale, &mut into[at..][..NR]);
-            at += NR * KC;
-        }
-        if !rest.is_empty() {
-            let (some, none) = into[at..][..NR].split_at_mut(rest.len());
-            copy(rest, scale, some);
-            none.fill(0.0);
-        }
-    }
 }
 
 /// One panel of a B along whose lines k runs: a transposition.
@@ -261,6 +276,45 @@ fn b_columns(
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
+
+    /// A mask of `n` lanes of 16.
+    #[inline(always)]
+    pub(in super::super) fn lanes(n: usize) -> __mmask16 {
+        ((1u32 << n.min(16)) - 1) as __mmask16
+    }
+
+    /// `line`, times `by` if there is one: groups of `W` elements, `panel` after one another, the last filled up with zeros.
+    ///
+    /// # Safety
+    /// AVX-512 F.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn spread<const W: usize>(
+        line: &[f32],
+        by: Option<f32>,
+        into: &mut [f32],
+        panel: usize,
+    ) {
+        let n = line.len();
+        assert!(n == 0 || into.len() >= (n - 1) / W * panel + W, "groups of {W} of {n} elements");
+        // SAFETY: lanes beyond the line and the groups are masked; the end of what is written was checked.
+        unsafe {
+            let factor = _mm512_set1_ps(by.unwrap_or(1.0));
+            let (mut from, mut to, mut left) = (line.as_ptr(), into.as_mut_ptr(), n);
+            while left > 0 {
+                for part in (0..W).step_by(16) {
+                    let some = lanes(left.saturating_sub(part).min(W - part));
+                    let mut x = _mm512_maskz_loadu_ps(some, from.wrapping_add(part));
+                    if by.is_some() {
+                        x = _mm512_mul_ps(x, factor);
+                    }
+                    _mm512_mask_storeu_ps(to.add(part), lanes(W - part), x);
+                }
+                from = from.wrapping_add(W);
+                to = to.wrapping_add(panel);
+                left = left.saturating_sub(W);
+            }
+        }
+    }
 
     /// 16 × 16: element `p + i` of line j goes to row i, column j of `to`, whose rows are `stride` apart.
     ///

@@ -3,7 +3,7 @@
 //! A panel then has the form of one of f32 with half as many steps, so the micro-kernels differ in one instruction. An odd
 //! last step is paired with zeros.
 
-use super::pack::{panel_of_a, prefetch};
+use super::pack::{panel_of_a, panel_of_b, prefetch};
 use super::{KC, Operand};
 
 /// Steps of k that one visit to C takes.
@@ -29,12 +29,12 @@ pub(super) fn a_across(a: &Operand, k0: usize, kc: usize, first: usize, m: usize
 pub(super) fn b(b: &Operand, k0: usize, kc: usize, first: usize, n: usize, into: &mut [f32]) {
     const NR: usize = 32;
     if !b.k_inner {
-        return across::<NR>(b, k0, kc, first, n, NR * KC, into);
+        return across::<NR>(b, k0, kc, first, n, panel_of_b(NR), into);
     }
-    assert!(kc <= STEPS && into.len() >= n.div_ceil(NR) * NR * KC);
+    assert!(kc <= STEPS && into.len() >= n.div_ceil(NR) * panel_of_b(NR));
     for j0 in (0..n).step_by(16) {
         let cols = 16.min(n - j0);
-        let out = &mut into[j0 / NR * NR * KC + j0 % NR..];
+        let out = &mut into[j0 / NR * panel_of_b(NR) + j0 % NR..];
         let lines: [&[f32]; 16] = std::array::from_fn(|i| match i < cols {
             true => b.line(first + j0 + i, k0, kc),
             false => &[],
@@ -80,6 +80,7 @@ fn across<const W: usize>(
 }
 
 mod x86 {
+    use super::super::pack::lanes;
     use std::arch::x86_64::*;
 
     /// The bits of 32 bf16 as those of 16 pairs.
@@ -87,12 +88,6 @@ mod x86 {
     unsafe fn pairs(low: __m512, high: __m512) -> __m512i {
         // SAFETY: both are 64 bytes of plain bits; the instruction is there by the callers' promise.
         unsafe { std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low)) }
-    }
-
-    /// A mask of `n` lanes of 16.
-    #[inline(always)]
-    fn lanes(n: usize) -> __mmask16 {
-        ((1u32 << n.min(16)) - 1) as __mmask16
     }
 
     /// `line` times `by`, rounded, in pairs; the last vector is filled up with zeros.
