@@ -7,7 +7,7 @@ Needs nothing but Python; the binary is target/release/senmon, or --senmon.
 
 import statistics
 
-from runs import ROOT, arguments, put_table, read, train, unknown
+from runs import ROOT, arguments, put_table, read, train_all, unknown
 
 PAGE = ROOT / "docs/routing.md"
 TOKENS = 400_000
@@ -61,6 +61,7 @@ def main():
     args = parser.parse_args()
     unknown(parser, "method", args.method, METHODS)
     if not args.table:
+        wanted = []
         for seed in SEEDS:
             for name in args.method or METHODS:
                 what = {"method": name, "seed": seed, "tokens": TOKENS, "experts": 64}
@@ -68,7 +69,8 @@ def main():
                 keys = ["train.eval_every=0", "train.keep=1", "data.holdout=0.002", *SETTING, *METHODS[name]]
                 settings += [part for key in keys for part in ("--set", key)]
                 folder = "".join(c if c.isalnum() else "-" for c in name)
-                train(args, f"{folder}-seed{seed}", what, settings)
+                wanted.append((f"{folder}-seed{seed}", what, settings))
+        train_all(args, wanted)
     put_table(PAGE, "collapse", table(read(args.results)))
 
 

@@ -2,16 +2,16 @@
 same batches for the same number of steps.
 
 Each arm's learning rate is chosen from the same small grid: runs of a quarter of the tokens with seed 0 give the best rate of each arm;
-both arms are then trained to the end at both rates with seed 0 and keep the better, at which the other seeds follow. Every finished run is a line of --results, an unfinished one is gone on with from its folder in
---work: the script can be ended and called again at any time. Without arguments it does all of it; with --table it only prints.
+both arms are then trained to the end at both rates with seed 0 and keep the better, at which the other seeds follow. Products with weights are in bf16 in both
+(routers are not), which is faster where the machine has the instructions. Every finished run is a line of --results, an unfinished one is gone on with from its
+folder in --work: the script can be ended and called again at any time. Without arguments it does all of it; with --table it only prints.
 
 Needs nothing but Python; the binary is target/release/senmon, or --senmon.
 """
 
 import statistics
 
-from runs import arguments, find, read
-from runs import train as run
+from runs import arguments, find, read, train_all
 
 ARMS = {"moe": [], "dense": ["--set", "model.ffn=dense"]}
 # In steps of two, the best not at an end.
@@ -22,28 +22,26 @@ PRESETS = {
 SEEDS = [0, 1, 2]
 
 
-def train(args, preset, arm, rate, seed, tokens):
-    """One run to its end; its line in the results."""
+def one(preset, arm, rate, seed, tokens):
+    """One run as `train_all` wants it."""
     what = {"preset": preset, "arm": arm, "lr": rate, "seed": seed, "tokens": tokens}
-    settings = ["--preset", preset, "--tokens", str(tokens), "--seed", str(seed)]
+    settings = ["--preset", preset, "--tokens", str(tokens), "--seed", str(seed), "--precision", "bf16"]
     settings += ["--set", f"optimizer.lr={rate}", "--set", "train.eval_every=0", "--set", "train.keep=1", *ARMS[arm]]
-    return run(args, f"{preset}-{arm}-lr{rate}-seed{seed}-{tokens // 1000}k", what, settings)
+    return f"{preset}-{arm}-lr{rate}-seed{seed}-{tokens // 1000}k", what, settings
+
+
+def best(runs):
+    """The rate of the best run of each arm."""
+    return {arm: min((run for run in runs if run["arm"] == arm), key=lambda run: run["eval_loss"])["lr"] for arm in ARMS}
 
 
 def experiment(args, preset):
     """Both arms of a preset: the grid, then the seeds."""
     tokens, rates = PRESETS[preset]["tokens"], PRESETS[preset]["rates"]
-    best = {}
-    for arm in ARMS:
-        grid = [train(args, preset, arm, rate, SEEDS[0], tokens // 4) for rate in rates]
-        best[arm] = min(grid, key=lambda run: run["eval_loss"])["lr"]
-    candidates = sorted(set(best.values()))
-    for arm in ARMS:
-        whole = [train(args, preset, arm, rate, SEEDS[0], tokens) for rate in candidates]
-        best[arm] = min(whole, key=lambda run: run["eval_loss"])["lr"]
-    for seed in SEEDS:
-        for arm in ARMS:
-            train(args, preset, arm, best[arm], seed, tokens)
+    grid = best(train_all(args, [one(preset, arm, rate, SEEDS[0], tokens // 4) for rate in rates for arm in ARMS]))
+    candidates = sorted(set(grid.values()))
+    rate = best(train_all(args, [one(preset, arm, rate, SEEDS[0], tokens) for rate in candidates for arm in ARMS]))
+    train_all(args, [one(preset, arm, rate[arm], seed, tokens) for seed in SEEDS[1:] for arm in ARMS])
 
 
 def table(done):

@@ -115,7 +115,6 @@ def table(done):
 def main():
     parser = arguments(__doc__, "routing.jsonl", "routing_table")
     parser.add_argument("technique", nargs="*", help="[all]")
-    parser.add_argument("--jobs", type=int, default=1, help="runs side by side; best with --threads 1 [%(default)s]")
     args = parser.parse_args()
     unknown(parser, "technique", args.technique, TECHNIQUES)
     if not args.table:

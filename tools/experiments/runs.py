@@ -29,6 +29,7 @@ def arguments(doc, results, work):
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / work, help="where unfinished runs are [%(default)s]")
     parser.add_argument("--senmon", type=Path, default=ROOT / "target/release/senmon", help="the binary [%(default)s]")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side; best with --threads 1 [%(default)s]")
     parser.add_argument("--verbose", action="store_true", help="show what the runs say")
     parser.add_argument("--table", action="store_true", help="only print the table of what is done")
     return parser
@@ -134,8 +135,7 @@ def train(args, name, what, settings):
 
 
 def train_all(args, wanted):
-    """Runs that do not wait for each other, each as `train` has it: (name, what, settings)."""
+    """Runs that do not wait for each other, each as `train` has it: (name, what, settings). Their lines, in order."""
     text(args)
     with ThreadPoolExecutor(args.jobs) as pool:
-        for ended in [pool.submit(train, args, *one) for one in wanted]:
-            ended.result()
+        return [ended.result() for ended in [pool.submit(train, args, *one) for one in wanted]]
