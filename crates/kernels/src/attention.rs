@@ -58,8 +58,9 @@ impl Heads {
         let before_keys = self.keys - self.queries;
         let begin = from.saturating_sub(before_keys + first).min(count);
         // The last query whose window reaches back to the last key of the tile.
-        let last =
-            self.window.map_or(usize::MAX, |window| (to + window - 1).saturating_sub(before_keys + first));
+        let last = self
+            .window
+            .map_or(usize::MAX, |window| to.saturating_add(window - 1).saturating_sub(before_keys + first));
         begin..last.min(count).max(begin)
     }
 
@@ -362,10 +363,6 @@ by_level! {
         greatest: f32,
         sum: f32,
     ) -> (f32, f32, f32) {
-        if seen.is_empty() {
-            row.fill(0.0);
-            return (greatest, sum, 1.0);
-        }
         let new = lanes::larger(greatest, lanes::max(&row[seen.clone()]) * scale);
         for x in row.iter_mut() {
             *x = exp::<FMA>(*x * scale - new);

@@ -129,7 +129,9 @@ pub fn experts(
         }
         return own(y, (d.tokens, s.hidden));
     }
-    if biases.is_none() && up.sink().is_some() && down.sink().is_some() {
+    // candle asks an op for gradients only where one of its arguments has some; of this one the weights are none.
+    let tracked = x.track_op() || weights.is_some_and(Tensor::track_op);
+    if tracked && biases.is_none() && up.sink().is_some() && down.sink().is_some() {
         let op = Experts {
             up: GatedUp::new(up, None, dispatch, shape),
             up_weight: up.clone(),

@@ -169,6 +169,39 @@ fn sinks_gather_what_backward_would_return_and_add_up() {
 }
 
 #[test]
+fn sinks_are_filled_where_the_input_has_no_gradient() {
+    let c = config("topk_pre", 2);
+    let w = weights(&c);
+    let (x, dy) = (tensor(&[20, 12], 9, 1.0), tensor(&[20, 12], 10, 1.0));
+    let gathered = |x: &Tensor| {
+        let layer = layer(&c, &w, sunk);
+        let (y, _) = layer.forward(x, &mut Ctx::default()).unwrap();
+        (y * &dy).unwrap().sum_all().unwrap().backward().unwrap();
+        let p = layer.params();
+        let (up, down) = p.shared.as_ref().unwrap();
+        [&p.router, &p.gate_up, &p.down, up, down].map(|param| param.sink().unwrap().lock().clone())
+    };
+    let with = gathered(&Var::from_tensor(&x).unwrap());
+    assert!(with.iter().all(|gradient| gradient.iter().any(|x| *x != 0.0)));
+    assert_eq!(gathered(&x), with);
+}
+
+#[test]
+fn a_second_backward_is_refused() {
+    let c = config("topk_pre", 2);
+    let w = weights(&c);
+    let x = Var::from_tensor(&tensor(&[20, 12], 9, 1.0)).unwrap();
+    let trainable = layer(&c, &w.each_ref().map(|t| Var::from_tensor(t).unwrap().into_inner()), frozen);
+    for (layer, sinks) in [(layer(&c, &w, sunk), true), (trainable, false)] {
+        let (y, _) = layer.forward(&x, &mut Ctx::default()).unwrap();
+        let loss = y.sum_all().unwrap();
+        loss.backward().unwrap();
+        let told = loss.backward().unwrap_err().to_string();
+        assert!(told.contains("backward a second time"), "sinks: {sinks}: {told}");
+    }
+}
+
+#[test]
 fn weights_and_picks_follow_their_formulas() {
     let (t, e, k) = (40, 8, 3);
     let z = numbers(t * e, 3, 2.0);

@@ -154,29 +154,24 @@ fn in_bf16_within_its_rounding() {
 
 #[test]
 fn any_number_of_threads_gives_the_same_bits() {
-    let h = sizes(2, 300, 2, 2, 24, None);
-    let (qkv, stride, k, v) = fused(h, 3);
-    assert_same_on_any_threads(|| {
-        let (out, lse) = run(Level::current(), h, &qkv, stride, k, v);
-        let mut d = vec![0.0; qkv.len()];
-        backward(
-            h,
-            &qkv,
-            stride,
-            &qkv[k..],
-            stride,
-            &qkv[v..],
-            stride,
-            &out,
-            96,
-            &lse,
-            &out,
-            96,
-            &mut d,
-            stride,
-            k,
-            v,
-        );
-        [out, d].concat()
-    });
+    // The second is few tasks: its blocks are of 256 queries with one thread, of fewer with more.
+    for (batch, kv_heads, window) in [(2, 2, None), (1, 1, None), (1, 1, Some(70))] {
+        let h = sizes(batch, 300, kv_heads, 2, 24, window);
+        let (qkv, stride, k, v) = fused(h, 3);
+        for precision in [Precision::F32, Precision::Bf16] {
+            let how = Arithmetic { level: Level::current(), precision };
+            assert_same_on_any_threads(|| {
+                let (out, _) = run(how, h, &qkv, stride, k, v);
+                [gradient(how, h, &qkv, stride, k, v, &out), out].concat()
+            });
+        }
+    }
+}
+
+#[test]
+fn the_widest_window_is_none() {
+    let h = sizes(1, 70, 1, 1, 8, None);
+    let (qkv, stride, k, v) = fused(h, 4);
+    let wide = Heads { window: Some(usize::MAX), ..h };
+    assert_eq!(run(Level::current(), wide, &qkv, stride, k, v), run(Level::current(), h, &qkv, stride, k, v));
 }

@@ -148,8 +148,8 @@ fn fits_with_min(groups: &[[f32; 32]]) -> [(f32, f32); LANES] {
             offset[l] = if better { new_offset[l] } else { offset[l] };
         }
     }
-    // All elements alike: the minimum is all there is.
-    std::array::from_fn(|l| if high[l] == low[l] { (0.0, -low[l]) } else { (scale[l], -offset[l]) })
+    // All elements alike: the minimum is all there is. Not negated: a minimum of zero has one sign.
+    std::array::from_fn(|l| if high[l] == low[l] { (0.0, 0.0 - low[l]) } else { (scale[l], 0.0 - offset[l]) })
 }
 
 /// `level(by · (x - low), 15)` of each element.
@@ -260,7 +260,7 @@ mod tests {
         let high = x.iter().fold(x[0], |m, x| m.max(*x));
         let low = x.iter().fold(x[0], |m, x| m.min(*x)).min(0.0);
         if high == low {
-            return (0.0, -low);
+            return (0.0, 0.0 - low);
         }
         // Large elements weigh more, but none weighs nothing.
         let square: f32 = x.iter().map(|x| x * x).fold(0.0, |sum, x| sum + x);
@@ -304,7 +304,7 @@ mod tests {
                 }
             }
         }
-        (best.0, -best.1)
+        (best.0, 0.0 - best.1)
     }
 
     /// As [`fits_around_zero`], one group after another.

@@ -18,11 +18,12 @@ pub(super) const fn panel_of_b(nr: usize) -> usize {
     nr * KC + 16
 }
 
-/// Elements for the panels of a block of B, of whatever width: two halves of a pair may each end within a panel.
+/// Elements for the panels of a block of B, of whatever width. `MAX_N` is a multiple of them, and so is its half, which each half of a
+/// pair has at most.
 const B: usize = {
     let (mut most, mut nr) = (0, 8);
     while nr <= 32 {
-        let size = ((MAX_N + 64) / nr) * panel_of_b(nr);
+        let size = MAX_N / nr * panel_of_b(nr);
         most = if size > most { size } else { most };
         nr *= 2;
     }

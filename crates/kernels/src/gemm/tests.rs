@@ -275,6 +275,55 @@ proptest! {
 }
 
 #[test]
+fn blocks_of_full_size_and_beyond() {
+    // Larger than a block in every direction, A across k, B both ways; then a pair whose halves are larger than half a block.
+    let (m, k) = (MAX_M + 6, 2 * KC + 6);
+    for (n, twin) in [(MAX_N + 8, false), (MAX_N / 2 + 44, true)] {
+        let columns = if twin { 2 * n } else { n };
+        let (a, b) = (numbers(m * k, 1), numbers(columns * k, 2));
+        for precision in [Precision::F32, Precision::Bf16] {
+            let round = |x: f32| if precision == Precision::Bf16 { bf16_to_f32(f32_to_bf16(x)) } else { x };
+            for b_inner in [true, false] {
+                let b_at =
+                    |p: usize, j: usize| round(if b_inner { b[j * k + p] } else { b[p * columns + j] });
+                // Some rows and columns, those at the edges of blocks among them.
+                let rows = [0, 13, 14, MAX_M - 1, MAX_M, m - 1];
+                let cols = [0, 31, 32, columns / 2 - 1, columns / 2, MAX_N - 1, MAX_N, columns - 1];
+                for level in Level::available() {
+                    let product = Product {
+                        m,
+                        n,
+                        k,
+                        a: Operand::k_outer(&a, m),
+                        b: if b_inner { Operand::k_inner(&b, k) } else { Operand::k_outer(&b, columns) },
+                        c_start: 0,
+                        c_stride: columns,
+                        accumulate: false,
+                        twin: twin.then_some(n),
+                        twin_b: None,
+                    };
+                    let mut c = vec![f32::NAN; m * columns];
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+                    pool.install(|| run_all(Arithmetic { level, precision }, &[product], &mut c, |_| {}));
+                    for i in rows {
+                        for j in cols {
+                            let want: f64 =
+                                (0..k).map(|p| f64::from(round(a[p * m + i])) * f64::from(b_at(p, j))).sum();
+                            let got = f64::from(c[i * columns + j]);
+                            assert!(
+                                (got - want).abs() < 1e-4,
+                                "{level:?} {precision:?} ({i}, {j}): {got}, not {want}"
+                            );
+                        }
+                    }
+                    assert!(c.iter().all(|x| x.is_finite()));
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn infinities_survive_bf16_beside_an_odd_last_step() {
     let (a, b) = ([1.0, f32::INFINITY, 2.0], [1.0, 1.0, 1.0]);
     for level in Level::available() {

@@ -21,7 +21,7 @@ pub(super) const STARTS: usize = SCALES + 32;
 
 /// Rows of activations \[M, K\] for the products with weights of one format.
 #[derive(Debug, Default)]
-pub struct Activations {
+pub(super) struct Activations {
     shape: Layout,
     /// \[chunks, M, bytes of a chunk\], in words.
     words: Vec<u64>,
@@ -29,6 +29,8 @@ pub struct Activations {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Layout {
+    /// What weights they are for.
+    format: Option<Format>,
     rows: usize,
     k: usize,
     /// Bytes of a row's chunk.
@@ -43,7 +45,7 @@ impl Layout {
             (Form::Bits8, Format::Q6K) => STARTS + 64,
             (Form::Bits8, _) => STARTS + 32,
         };
-        Self { rows, k, chunk }
+        Self { format: Some(format), rows, k, chunk }
     }
 
     fn chunks(&self) -> usize {
@@ -206,12 +208,19 @@ impl<'a> Shares<'a> {
     }
 }
 
-/// Numbers of up to four bytes that any bits are one of.
-trait Number {}
-impl Number for f32 {}
-impl Number for i32 {}
-impl Number for u16 {}
-impl Number for i8 {}
+/// Numbers that any bits are one of.
+///
+/// # Safety
+/// They are, and their alignment is at most eight bytes.
+unsafe trait Number {}
+// SAFETY: any four bytes are one.
+unsafe impl Number for f32 {}
+// SAFETY: as above.
+unsafe impl Number for i32 {}
+// SAFETY: any two bytes are one.
+unsafe impl Number for u16 {}
+// SAFETY: any byte is one.
+unsafe impl Number for i8 {}
 
 /// `count` numbers from byte `at` of `words` on.
 fn numbers<T: Number>(words: &mut [u64], at: usize, count: usize) -> &mut [T] {
@@ -239,6 +248,7 @@ by_level! {
 
 /// 8 bits with a scale for each `N` elements.
 fn eight_bits<const N: usize>(level: Level, x: &[f32], to: &mut [i8], scales: &mut [f32]) {
+    const { assert!(N == 32 || N == CHUNK) };
     #[cfg(target_arch = "x86_64")]
     if level.min(Level::detected()) == Level::Avx512 {
         for ((x, to), scale) in x.as_chunks::<N>().0.iter().zip(to.as_chunks_mut::<N>().0).zip(scales) {
@@ -298,7 +308,8 @@ mod x86 {
     }
 }
 
-/// The scale with which the furthest element becomes ±127; not finite where some element is not.
+/// The scale with which the furthest element becomes ±127; not finite where some element is not. Where all are below 127/f32::MAX,
+/// 4e-37, they become 0.
 #[inline(always)]
 fn one_in_eight_bits<const N: usize>(x: &[f32; N], to: &mut [i8; N]) -> f32 {
     // By bits what is not finite is furthest.

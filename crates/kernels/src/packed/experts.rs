@@ -149,7 +149,7 @@ pub fn mlp(
                             let more = panel + step < panels.end;
                             let ahead = if more { Some(pair(task, panel + step)) } else { after };
                             let rows = &d.token_of_row[task.rows.clone()];
-                            let columns = panel * PANEL..i.min((panel + step) * PANEL);
+                            let columns = panel * PANEL..i.min(panels.end.min(panel + step) * PANEL);
                             let target = Target { out: inner, width: i, rows: task.rows.clone(), columns };
                             target.ask();
                             sums(level, pair(task, panel), ahead, first, rows, space);

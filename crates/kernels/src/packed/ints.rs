@@ -2,7 +2,7 @@
 
 use super::activations::{SCALES, STARTS, View};
 use super::pack::halves;
-use super::unpack::{Unpacked, codes, end_of_codes, scales};
+use super::unpack::{Unpacked, code_bytes, codes, end_of_codes, scales};
 use super::{CHUNK, Format, PANEL};
 use crate::simd::{Dots, Level};
 
@@ -115,10 +115,7 @@ macro_rules! each_chunk {
                 }
             }
             let space: &[Unpacked; 2] = $space;
-            let codes = [0, 1].map(|v| match $p.format {
-                Format::Q8_0 => bytes[v],
-                _ => space[v].codes.as_slice(),
-            });
+            let codes = [0, 1].map(|v| code_bytes($p.format, bytes[v], &space[v]));
             let chunk = Chunk { index: first / CHUNK, len, codes, space };
             let tiles = $p.rows.len().div_ceil($height).max(1);
             let (low, more) = ($p.rows.len() / tiles, $p.rows.len() % tiles);
@@ -296,9 +293,9 @@ mod x86 {
         };
         // 12 sums in registers: with two panels a row's quad is read once for both.
         if p.single {
-            each_chunk!(p, space, sums, unpack, 1, 12, tile_avx512, 1 2 3 4 5 6 7 8 9 10 11 12);
+            each_chunk!(p, space, sums, unpack, 1, 12, tile_avx512, 5 6 7 8 9 10 11 12);
         } else {
-            each_chunk!(p, space, sums, unpack, 2, 6, tile_avx512, 1 2 3 4 5 6);
+            each_chunk!(p, space, sums, unpack, 2, 6, tile_avx512, 3 4 5 6);
         }
     }
 

@@ -6,7 +6,7 @@
 //! the caches; and the bits of a row of the result do not depend on how many rows there are.
 //!
 //! Coded weights stay what they are: their codes are only put in another order. Activations are brought to the form that
-//! a format is multiplied with ([`Activations`]) once for all products that share them: rounded to bf16, or to 8 bits
+//! a format is multiplied with once for all products that share them: rounded to bf16, or to 8 bits
 //! with a scale for 32 elements (Q8_0, Q4_0, MXFP4) or 256 (Q4_K, Q6_K). Sums of 8-bit products are exact in 32 bits; what
 //! is done with them in f32 is done in the order of k.
 
@@ -18,7 +18,6 @@ mod pack;
 mod product;
 mod unpack;
 
-pub use activations::Activations;
 pub use experts::{Expert, MlpBiases, mlp};
 pub use pack::pack;
 pub use product::{Linear, linear};

@@ -1,6 +1,6 @@
 //! From rows as they are stored to panels.
 
-use super::unpack::{Unpacked, codes, scales};
+use super::unpack::{Unpacked, code_bytes, codes, scales};
 use super::{CHUNK, Format, PANEL};
 use crate::blocks::{bf16_to_f32, f16_to_f32, quantize};
 use crate::elements::{Elements, Matrix};
@@ -194,7 +194,8 @@ pub(super) fn unpack_row(format: Format, k: usize, panel: &[u8], row: usize, out
                 let chunk = &panel[at..][..size];
                 at += size;
                 scales(format, chunk, len, &mut space, halves);
-                let codes = codes(format, chunk, len, &mut space.codes).to_vec();
+                codes(format, chunk, len, &mut space.codes);
+                let codes = code_bytes(format, chunk, &space);
                 for (i, x) in out.iter_mut().enumerate() {
                     let code = i32::from(codes[i / 4 * 64 + 4 * row + i % 4]) - format.zero();
                     let (g, scale) = (i / group, space.scales[i / group][row]);

@@ -170,9 +170,9 @@ pub fn linear(level: Level, product: Linear) {
                     true => Some(pair(task.part, panel + 2, task.panels.end)),
                     false => after,
                 };
-                let count = 1 + usize::from(this.second.is_some());
+                let panels = 1 + usize::from(this.second.is_some());
                 let columns =
-                    starts[task.part] + panel * PANEL..starts[task.part] + w.n.min((panel + count) * PANEL);
+                    starts[task.part] + panel * PANEL..starts[task.part] + w.n.min((panel + panels) * PANEL);
                 let target = Target { out: shared, width, rows: task.rows.clone(), columns };
                 target.ask();
                 sums(level, this, ahead, forms.get(w.format).view(), rows, space);
@@ -197,7 +197,9 @@ impl Target<'_> {
         #[cfg(target_arch = "x86_64")]
         for row in self.rows.clone() {
             let start = self.out.as_ptr().wrapping_add(row * self.width + self.columns.start);
-            for at in (0..self.columns.len()).step_by(16) {
+            // The first line may begin before the first column.
+            let before = start.addr() % 64 / size_of::<f32>();
+            for at in (0..before + self.columns.len()).step_by(16) {
                 // SAFETY: SSE is part of x86-64, and a prefetch has no effect on what the program computes.
                 unsafe {
                     use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};

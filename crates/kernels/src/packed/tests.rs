@@ -147,6 +147,51 @@ fn a_row_has_the_bits_that_it_has_alone_on_any_threads() {
 }
 
 #[test]
+fn a_row_has_its_bits_in_tiles_of_any_height() {
+    let mut random = Random(9);
+    for format in Format::ALL.into_iter().filter(|format| format.is_coded()) {
+        // Three panels: a pair and a single one. The last chunk is short where it can be.
+        let (n, k) = (33, if format.fits(288) { 288 } else { 512 });
+        let w = Weight::random(&mut random, format, n, k);
+        let x = random.vec(26 * k, 1.0);
+        for level in Level::available() {
+            let run = |x: &[f32]| {
+                let mut y = vec![0.0; x.len() / k * n];
+                linear(level, Linear { x, weights: &[w.packed()], y: &mut y, accumulate: false });
+                y
+            };
+            let alone: Vec<f32> = x.chunks_exact(k).flat_map(run).collect();
+            for m in 1..=26 {
+                assert_eq!(bits(&run(&x[..m * k])), bits(&alone[..m * n]), "{format:?} {level:?}, {m} rows");
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_of_several_formats_share_a_product() {
+    let mut random = Random(10);
+    let (m, n, k) = (7, 20, 96);
+    let parts = [Format::Q8_0, Format::Q4_0, Format::Mxfp4, Format::Bf16]
+        .map(|format| Weight::random(&mut random, format, n, k));
+    let weights = parts.each_ref().map(Weight::packed);
+    let x = random.vec(m * k, 1.0);
+    for level in Level::available() {
+        let run = |weights: &[Packed]| {
+            let mut y = vec![0.0; m * n * weights.len()];
+            linear(level, Linear { x: &x, weights, y: &mut y, accumulate: false });
+            y
+        };
+        let all = run(&weights);
+        for (part, w) in weights.iter().enumerate() {
+            let own: Vec<f32> =
+                all.chunks_exact(4 * n).flat_map(|row| row[part * n..][..n].to_vec()).collect();
+            assert_eq!(bits(&own), bits(&run(&[*w])), "{:?} {level:?}", w.format());
+        }
+    }
+}
+
+#[test]
 fn bf16_is_rounded_to_nearest_and_what_is_not_finite_stays_so() {
     let w = Weight::random(&mut Random(4), Format::Q8_0, 16, 64);
     for format in
@@ -155,13 +200,17 @@ fn bf16_is_rounded_to_nearest_and_what_is_not_finite_stays_so() {
         let k = 256;
         let w = Weight::random(&mut Random(5), format, 16, k);
         for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut x = vec![0.5; 2 * k];
-            x[3] = odd;
-            for level in Level::available() {
-                let mut y = vec![0.0; 32];
-                linear(level, Linear { x: &x, weights: &[w.packed()], y: &mut y, accumulate: false });
-                assert!(y[..16].iter().all(|y| !y.is_finite()), "{format:?} {level:?} {odd}: {:?}", &y[..16]);
-                assert!(y[16..].iter().all(|y| y.is_finite()), "{format:?} {level:?}");
+            // A few rows, and tiles of them.
+            for rows in [2, 7] {
+                let mut x = vec![0.5; rows * k];
+                x[3] = odd;
+                for level in Level::available() {
+                    let mut y = vec![0.0; rows * 16];
+                    linear(level, Linear { x: &x, weights: &[w.packed()], y: &mut y, accumulate: false });
+                    let (first, others) = y.split_at(16);
+                    assert!(first.iter().all(|y| !y.is_finite()), "{format:?} {level:?} {odd}: {first:?}");
+                    assert!(others.iter().all(|y| y.is_finite()), "{format:?} {level:?}");
+                }
             }
         }
     }
@@ -297,6 +346,7 @@ fn a_layer_is_that_of_the_decoded_experts() {
     let cases = [
         (Format::F32, Format::F32, 20, 24, true, Activation::Silu),
         (Format::F32, Format::F32, 33, 17, false, Activation::Relu2),
+        (Format::F32, Format::F32, 20, 40, false, Activation::Silu),
         (Format::Bf16, Format::Bf16, 48, 40, true, GPT_OSS),
         (Format::Q8_0, Format::Q4_0, 64, 96, true, Activation::Gelu),
         (Format::Q4K, Format::Q6K, 256, 256, true, Activation::Silu),
@@ -362,5 +412,9 @@ fn no_tokens_and_no_rows() {
     let y = layer.run(Level::current(), &Dispatch::new(&[], 1, 2).unwrap(), &[], false, Some(&[]));
     assert!(y.is_empty());
     linear(Level::current(), Linear { x: &[], weights: &[], y: &mut [], accumulate: false });
+    for format in Format::ALL {
+        let w = Weight::random(&mut random, format, 5, 256);
+        linear(Level::current(), Linear { x: &[], weights: &[w.packed()], y: &mut [], accumulate: false });
+    }
     assert!(!Dots::of(Level::Portable).bf16 && !Dots::of(Level::Avx2).int8);
 }

@@ -38,20 +38,14 @@ pub(super) fn end_of_codes(format: Format, len: usize) -> usize {
     }
 }
 
-/// Brings the codes of a chunk of `len` elements of k to bytes, and says where those are: there, or in the chunk itself.
+/// Brings the codes of a chunk of `len` elements of k to bytes, where they are not bytes in the chunk itself: see [`code_bytes`].
 ///
 /// Inlined into functions that are compiled for an instruction set.
 #[inline(always)]
-pub(super) fn codes<'a>(
-    format: Format,
-    chunk: &'a [u8],
-    len: usize,
-    to: &'a mut [u8; CHUNK * PANEL],
-) -> &'a [u8] {
+pub(super) fn codes(format: Format, chunk: &[u8], len: usize, to: &mut [u8; CHUNK * PANEL]) {
     let codes = &chunk[..end_of_codes(format, len)];
     match format {
-        Format::F32 | Format::F16 | Format::Bf16 => {}
-        Format::Q8_0 => return codes,
+        Format::F32 | Format::F16 | Format::Bf16 | Format::Q8_0 => {}
         Format::Q4_0 => {
             for (codes, to) in codes.as_chunks::<256>().0.iter().zip(to.as_chunks_mut::<512>().0) {
                 for i in 0..256 {
@@ -89,7 +83,12 @@ pub(super) fn codes<'a>(
             }
         }
     }
-    &to[..len * PANEL]
+}
+
+/// Where the bytes are that [`codes`] made of a chunk's codes, or found there.
+#[inline(always)]
+pub(super) fn code_bytes<'a>(format: Format, chunk: &'a [u8], space: &'a Unpacked) -> &'a [u8] {
+    if format == Format::Q8_0 { chunk } else { &space.codes }
 }
 
 /// Brings the scales and minima of a chunk of `len` elements of k to `to`. `half` decodes 16 numbers in half precision.
