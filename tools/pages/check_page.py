@@ -296,6 +296,9 @@ def main():
     parser.add_argument("--browser", default=None, help="the browser's binary; by default chromium or google-chrome")
     parser.add_argument("--shots", type=Path, metavar="DIR", help="writes screenshots there")
     args = parser.parse_args()
+    missing = [page for page in args.pages if not page.is_file()]
+    if missing:
+        parser.error(f"no such file: {missing[0]}")
     browser = Browser(find(args.browser))
     downloads = Path(tempfile.mkdtemp())
     wrong = 0

@@ -599,6 +599,9 @@ pub struct InspectArgs {
     /// as there are experts)
     #[arg(long)]
     pub no_ablation: bool,
+    /// Do not compare what experts give for the same tokens, and their weights (with --report or --json)
+    #[arg(long)]
+    pub no_likeness: bool,
     /// Shared flags.
     #[command(flatten)]
     pub common: Common,

@@ -36,6 +36,14 @@ fn a_text_is_looked_at_and_routed_again() {
     assert!(page.contains("What the experts of run do") && page.contains("When routing settled"));
     assert!(page.contains("default-src 'none'") && !page.contains("src=\"http"), "a page fetches nothing");
 
+    assert!(page.contains("Experts alike"));
+    let bare =
+        format!("inspect run --max-tokens 64 --report bare.html --no-ablation --no-likeness --json {CALM}");
+    let bare = json(place.senmon(&bare));
+    assert!(bare.pointer("/routing/checked").is_none_or(Value::is_null));
+    assert!(!std::fs::read_to_string(place.path("bare.html")).unwrap().contains("Experts alike"));
+    refused(place.senmon(&format!("inspect run --no-likeness {CALM}")), &["--no-likeness", "--data"]);
+
     // As recorded, nothing changes: the loads are those of the trace, and so is the loss.
     let again = json(place.senmon(&format!("replay t.safetensors --model run --json {CALM}")));
     assert_eq!(again.pointer("/layers/0/counts"), statistics.pointer("/layers/0/load/counts"));

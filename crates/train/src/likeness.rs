@@ -19,18 +19,26 @@ const OUTPUT_WORK: usize = 1 << 29;
 /// Products that comparing the weights of a layer may take; those of larger ones are not compared.
 const WEIGHT_WORK: u128 = 1 << 35;
 
-/// How alike the experts of each MoE layer are, over some tokens of a trace's texts; `None` where `cancelled`.
-pub fn of(decoder: &Decoder, trace: &Trace, cancelled: &dyn Fn() -> bool) -> Result<Option<Vec<Alike>>> {
+/// How alike the experts of each MoE layer are, over some tokens of a trace's texts; `None` where `cancelled`. `progress` hears how many
+/// of all texts and layers are done.
+pub fn of(
+    decoder: &Decoder,
+    trace: &Trace,
+    progress: &mut dyn FnMut(usize, usize),
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Option<Vec<Alike>>> {
     let windows = windows_of(trace)?;
     // The members of an ensemble do not have the same inputs.
     let alone = decoder.moe_layers().filter(|(_, moe)| moe.config().extras.members <= 1);
     let widths = alone.map(|(l, moe)| (l, (moe.config().experts, moe.config().inner()))).collect();
     let mut probe = Probe { widths, seen: BTreeMap::new(), failed: None };
     let texts = windows.len().min(TEXTS);
+    let all = texts + decoder.moe_layers().count();
     for text in 0..texts {
         if cancelled() {
             return Ok(None);
         }
+        progress(text, all);
         let window = &windows[text * windows.len() / texts];
         let tokens = &window[..window.len() - 1];
         let mut pass = Pass { observer: Some(&mut probe), ..Pass::default() };
@@ -40,10 +48,11 @@ pub fn of(decoder: &Decoder, trace: &Trace, cancelled: &dyn Fn() -> bool) -> Res
         return Err(error.into());
     }
     let mut found = Vec::new();
-    for (l, moe) in decoder.moe_layers() {
+    for (done, (l, moe)) in decoder.moe_layers().enumerate() {
         if cancelled() {
             return Ok(None);
         }
+        progress(texts + done, all);
         // Of an empty text nothing was seen, and of an ensemble nothing was asked for.
         let Some(seen) = probe.seen.remove(&l) else { continue };
         found.push(with_weights(l, moe, seen)?);

@@ -49,7 +49,11 @@ fn a_copy_is_found() {
             bytes_of_token: vec![1; vocab],
         };
         let trace = tracing::record(&decoder, &text, About::default(), false, &|| false).unwrap().unwrap();
-        let found = likeness::of(&decoder, &trace, &|| false).unwrap().unwrap();
+        let mut heard = Vec::new();
+        let mut progress = |done, all| heard.push((done, all));
+        let found = likeness::of(&decoder, &trace, &mut progress, &|| false).unwrap().unwrap();
+        // Five texts and two layers.
+        assert_eq!(heard, (0..7).map(|done| (done, 7)).collect::<Vec<_>>());
         assert_eq!(
             found.iter().map(|alike| (alike.layer, alike.tokens)).collect::<Vec<_>>(),
             [(0, 80), (1, 80)]
@@ -65,6 +69,6 @@ fn a_copy_is_found() {
                 }
             }
         }
-        assert!(likeness::of(&decoder, &trace, &|| true).unwrap().is_none());
+        assert!(likeness::of(&decoder, &trace, &mut |_, _| (), &|| true).unwrap().is_none());
     }
 }

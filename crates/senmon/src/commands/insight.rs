@@ -130,8 +130,16 @@ pub(super) fn of_text(args: &InspectArgs, loaded: Opened) -> Result<Looked> {
             Some(found.ok_or_else(|| Failure::interrupted("interrupted: no report was written"))?)
         }
     };
-    let alike = likeness::of(&decoder, &trace, &cancelled)?;
-    let alike = alike.ok_or_else(|| Failure::interrupted("interrupted: no report was written"))?;
+    let alike = match args.no_likeness {
+        true => Vec::new(),
+        false => {
+            let bar = Passes::new(args.common.quiet, "comparing experts");
+            let mut progress = |done: usize, all: usize| bar.show(done, all);
+            let found = likeness::of(&decoder, &trace, &mut progress, &cancelled)?;
+            bar.done();
+            found.ok_or_else(|| Failure::interrupted("interrupted: no report was written"))?
+        }
+    };
     if let Some(file) = &args.report {
         let name = model.file_name().unwrap_or(model.as_os_str()).to_string_lossy();
         let report = Report {

@@ -22,6 +22,7 @@ pub(super) fn run(args: InspectArgs) -> Result<()> {
         ("--max-tokens", args.text.max_tokens.is_some()),
         ("--sequence", args.text.sequence.is_some()),
         ("--no-ablation", args.no_ablation),
+        ("--no-likeness", args.no_likeness),
     ];
     if let Some((flag, _)) = idle.iter().find(|(_, given)| *given && !looks) {
         return Err(Failure::mistake(format!(
