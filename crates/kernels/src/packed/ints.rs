@@ -2,7 +2,7 @@
 
 use super::activations::{SCALES, STARTS, View};
 use super::pack::halves;
-use super::unpack::{Unpacked, code_bytes, codes, end_of_codes, scales};
+use super::unpack::{Unpacked, code_bytes, codes, scales, start_of_codes};
 use super::{CHUNK, Format, PANEL};
 use crate::simd::{Dots, Level};
 
@@ -115,7 +115,7 @@ macro_rules! each_chunk {
                 }
             }
             let space: &[Unpacked; 2] = $space;
-            let codes = [0, 1].map(|v| code_bytes($p.format, bytes[v], &space[v]));
+            let codes = [0, 1].map(|v| code_bytes($p.format, bytes[v], len, &space[v]));
             let chunk = Chunk { index: first / CHUNK, len, codes, space };
             let tiles = $p.rows.len().div_ceil($height).max(1);
             let (low, more) = ($p.rows.len() / tiles, $p.rows.len() % tiles);
@@ -306,20 +306,20 @@ mod x86 {
     const Q4K: u8 = 3;
     const Q6K: u8 = 4;
 
-    /// The scales of group `g` of a chunk that is not Q4_K's, which stand at `behind` its codes.
+    /// The scales of group `g` of a chunk that is not Q4_K's.
     ///
     /// # Safety
     /// The features; a whole chunk.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c")]
-    unsafe fn scale_of_group<const F: u8>(behind: *const u8, g: usize) -> __m512 {
+    unsafe fn scale_of_group<const F: u8>(chunk: *const u8, g: usize) -> __m512 {
         // SAFETY: within the chunk.
         unsafe {
-            let sixteen = behind.wrapping_add(16 * g).cast::<__m128i>();
+            let sixteen = chunk.wrapping_add(16 * g).cast::<__m128i>();
             match F {
-                Q8_0 | Q4_0 => _mm512_cvtph_ps(_mm256_loadu_si256(behind.wrapping_add(32 * g).cast())),
+                Q8_0 | Q4_0 => _mm512_cvtph_ps(_mm256_loadu_si256(chunk.wrapping_add(32 * g).cast())),
                 Q6K => {
-                    let d = _mm512_cvtph_ps(_mm256_loadu_si256(behind.wrapping_add(256).cast()));
+                    let d = _mm512_cvtph_ps(_mm256_loadu_si256(chunk.wrapping_add(256).cast()));
                     _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(sixteen))))
                 }
                 _ => {
@@ -342,20 +342,20 @@ mod x86 {
     /// The features; a whole chunk.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn line_of_codes<const F: u8>(chunk: *const u8, g: usize, n: usize, j: usize) -> __m512i {
+    unsafe fn line_of_codes<const F: u8>(codes: *const u8, g: usize, n: usize, j: usize) -> __m512i {
         // SAFETY: within the chunk's codes.
         unsafe {
-            let line = |n: usize| chunk.wrapping_add(64 * n).cast::<__m512i>();
+            let line = |n: usize| codes.wrapping_add(64 * n).cast::<__m512i>();
             let four = _mm512_set1_epi8(15);
             match F {
                 Q8_0 => _mm512_loadu_si512(line(g * 8 + j)),
                 Q6K => {
                     // 32 quads are half of the chunk; each eighth of it has its bits at another place of the same bytes.
-                    let (half, t) = (g / 8, n * 4 + j);
+                    let (half, t) = (g / 8 * 24, n * 4 + j);
                     let part = t / 8;
-                    let low = _mm512_loadu_si512(line(half * 16 + part % 2 * 8 + t % 8));
+                    let low = _mm512_loadu_si512(line(half + 8 + part % 2 * 8 + t % 8));
                     let low = if part >= 2 { _mm512_srli_epi16::<4>(low) } else { low };
-                    let high = _mm512_loadu_si512(line(32 + half * 8 + t % 8));
+                    let high = _mm512_loadu_si512(line(half + t % 8));
                     let high = match part {
                         0 => _mm512_slli_epi16::<4>(high),
                         1 => _mm512_slli_epi16::<2>(high),
@@ -391,15 +391,11 @@ mod x86 {
         sums: &mut [[f32; PANEL]],
     ) {
         let quads = if F == Q6K { 4 } else { 8 };
-        // As many lines of codes as a group has.
-        let lines = match F {
-            Q8_0 => 8,
-            Q6K => 3,
-            _ => 4,
-        };
         let (in_chunks, of_256) = (F == Q4K || F == Q6K, p.format.chunk_bytes(CHUNK));
-        // Chunks from use to what is asked for: some KiB, since a core reads a chunk in less time than memory needs to answer.
-        let distance = if F == Q8_0 || F == Q6K { 2 } else { 3 };
+        // Of the next panel that much is asked for before it is begun.
+        const START: usize = 1024;
+        // Chunks from use to what is asked for.
+        let distance = 2;
         let chunks = p.k.div_ceil(CHUNK);
         // SAFETY: every address is within the panel, the rows or the space by the caller's promise; prefetches may go anywhere.
         unsafe {
@@ -410,14 +406,16 @@ mod x86 {
             for first in (0..p.k).step_by(CHUNK) {
                 let len = CHUNK.min(p.k - first);
                 let size = if len == CHUNK { of_256 } else { p.format.chunk_bytes(len) };
-                let behind = end_of_codes(p.format, len);
+                let codes = start_of_codes(p.format, len);
                 let ahead = match (first / CHUNK + distance).checked_sub(chunks) {
                     None => at.wrapping_add(distance * of_256),
                     // Within the panel: nothing new.
                     Some(_) if next.is_null() => at,
                     Some(beyond) => next.wrapping_add(beyond * of_256),
                 };
-                prefetch(ahead.wrapping_add(behind), size - behind);
+                if first + CHUNK >= p.k {
+                    prefetch(next, START);
+                }
                 if F == Q4K {
                     scales_avx512(std::slice::from_raw_parts(at, size), space);
                 }
@@ -430,7 +428,7 @@ mod x86 {
                         let mut even = [_mm512_setzero_si512(); R];
                         let mut odd = [_mm512_setzero_si512(); R];
                         for j in 0..8 {
-                            let both = _mm512_loadu_si512(at.add((pair * 8 + j) * 64).cast());
+                            let both = _mm512_loadu_si512(at.add(codes + (pair * 8 + j) * 64).cast());
                             let low = _mm512_and_si512(both, low_bits);
                             let high = _mm512_and_si512(both, high_bits);
                             for r in 0..R {
@@ -439,11 +437,6 @@ mod x86 {
                                 even[r] = _mm512_dpbusd_epi32(even[r], low, _mm512_set1_epi32(x));
                                 odd[r] = _mm512_dpbusd_epi32(odd[r], high, _mm512_set1_epi32(y));
                             }
-                        }
-                        for line in 0..2 * lines {
-                            _mm_prefetch::<_MM_HINT_T1>(
-                                ahead.wrapping_add((pair * 2 * lines + line) * 64).cast(),
-                            );
                         }
                         let own = _mm512_loadu_ps(space.scales[2 * pair].as_ptr());
                         let other = _mm512_loadu_ps(space.scales[2 * pair + 1].as_ptr());
@@ -464,16 +457,18 @@ mod x86 {
                             acc[r] = _mm512_set1_epi32(start(rows[r], g));
                         }
                         for j in 0..quads {
-                            let w = line_of_codes::<F>(at, g, within_repeat, j);
+                            let w = line_of_codes::<F>(at.add(codes), g, within_repeat, j);
                             for r in 0..R {
                                 let x = rows[r].add((g * quads + j) * 4).cast::<i32>().read_unaligned();
                                 acc[r] = _mm512_dpbusd_epi32(acc[r], w, _mm512_set1_epi32(x));
                             }
                         }
-                        for line in 0..lines {
-                            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add((g * lines + line) * 64).cast());
+                        // A chunk is read line by line, which the processor foresees by itself, but for where Q6_K goes back and forth
+                        // between the upper bits and the lower ones.
+                        for line in 0..if F == Q6K { 4 } else { 0 } {
+                            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add((g * 4 + line) * 64).cast());
                         }
-                        let own = scale_of_group::<F>(at.add(behind), g);
+                        let own = scale_of_group::<F>(at, g);
                         for r in 0..R {
                             let wide = _mm512_cvtepi32_ps(acc[r]);
                             if in_chunks {
@@ -517,7 +512,7 @@ mod x86 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,f16c")]
     unsafe fn scales_avx512(chunk: &[u8], to: &mut Unpacked) {
-        let rest = &chunk[2048..2304];
+        let rest = &chunk[..256];
         // SAFETY: 256 bytes are read; what is written has the sizes that are written.
         unsafe {
             // No closures: they would be calls, with vectors in memory.

@@ -1,6 +1,6 @@
 //! From rows as they are stored to panels.
 
-use super::unpack::{Unpacked, code_bytes, codes, scales};
+use super::unpack::{Unpacked, code_bytes, codes, scales, start_of_codes};
 use super::{CHUNK, Format, PANEL};
 use crate::blocks::{bf16_to_f32, f16_to_f32, quantize};
 use crate::elements::{Elements, Matrix};
@@ -122,14 +122,14 @@ fn each(
     }
 }
 
-/// A chunk of `len` elements from `first` on: the codes, then the scales.
+/// A chunk of `len` elements from `first` on: the scales, then the codes.
 fn pack_chunk(format: Format, first: usize, len: usize, rows: &[Option<&[u8]>; PANEL], out: &mut [u8]) {
     let (block, size) = (format.element_type().block_len(), format.element_type().block_bytes());
     let (start, blocks) = (first / block * size, len / block);
+    let (scales, codes) = out.split_at_mut(start_of_codes(format, len));
     match format {
         Format::F32 | Format::F16 | Format::Bf16 => {}
         Format::Q8_0 => {
-            let (codes, scales) = out.split_at_mut(len * PANEL);
             for (i, codes) in codes.chunks_exact_mut(512).enumerate() {
                 words(rows, start + i * size + 2, 8, codes);
                 codes.iter_mut().for_each(|code| *code ^= 0x80);
@@ -139,25 +139,25 @@ fn pack_chunk(format: Format, first: usize, len: usize, rows: &[Option<&[u8]>; P
         Format::Q4_0 | Format::Mxfp4 => {
             // The scale's bytes stand before the codes.
             let scale = size - 16;
-            let (codes, scales) = out.split_at_mut(len * PANEL / 2);
             for (i, codes) in codes.chunks_exact_mut(256).enumerate() {
                 words(rows, start + i * size + scale, 4, codes);
             }
             each(rows, blocks, scale, |i| start + i * size, scales);
         }
         Format::Q4K => {
-            let (codes, rest) = out.split_at_mut(2048);
-            let (scales, halves) = rest.split_at_mut(192);
+            let (scales, halves) = scales.split_at_mut(192);
             words(rows, start + 16, 32, codes);
             each(rows, 12, 1, |i| start + 4 + i, scales);
             each(rows, 2, 2, |i| start + 2 * i, halves);
         }
         Format::Q6K => {
-            let (low, rest) = out.split_at_mut(2048);
-            let (high, rest) = rest.split_at_mut(1024);
-            let (scales, halves) = rest.split_at_mut(256);
-            words(rows, start, 32, low);
-            words(rows, start + 128, 16, high);
+            let (scales, halves) = scales.split_at_mut(256);
+            // By halves of the chunk: what is used together is close together.
+            for (half, codes) in codes.chunks_exact_mut(1536).enumerate() {
+                let (high, low) = codes.split_at_mut(512);
+                words(rows, start + 128 + 32 * half, 8, high);
+                words(rows, start + 64 * half, 16, low);
+            }
             each(rows, 16, 1, |i| start + 192 + i, scales);
             each(rows, 1, 2, |_| start + 208, halves);
         }
@@ -195,7 +195,7 @@ pub(super) fn unpack_row(format: Format, k: usize, panel: &[u8], row: usize, out
                 at += size;
                 scales(format, chunk, len, &mut space, halves);
                 codes(format, chunk, len, &mut space.codes);
-                let codes = code_bytes(format, chunk, &space);
+                let codes = code_bytes(format, chunk, len, &space);
                 for (i, x) in out.iter_mut().enumerate() {
                     let code = i32::from(codes[i / 4 * 64 + 4 * row + i % 4]) - format.zero();
                     let (g, scale) = (i / group, space.scales[i / group][row]);

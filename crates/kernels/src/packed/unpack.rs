@@ -27,15 +27,17 @@ impl Unpacked {
     }
 }
 
-/// Where the scales of a chunk of `len` elements of k begin: behind the codes.
+/// Where the codes of a chunk of `len` elements of k begin: behind the scales, so that a chunk is read from its first line to its last, as
+/// a processor foresees it.
 #[inline(always)]
-pub(super) fn end_of_codes(format: Format, len: usize) -> usize {
-    match format {
+pub(super) fn start_of_codes(format: Format, len: usize) -> usize {
+    let codes = match format {
         Format::F32 | Format::F16 | Format::Bf16 => 0,
         Format::Q8_0 => len * PANEL,
         Format::Q4_0 | Format::Mxfp4 | Format::Q4K => len * PANEL / 2,
         Format::Q6K => len * PANEL / 4 * 3,
-    }
+    };
+    format.chunk_bytes(len) - codes
 }
 
 /// Brings the codes of a chunk of `len` elements of k to bytes, where they are not bytes in the chunk itself: see [`code_bytes`].
@@ -43,7 +45,7 @@ pub(super) fn end_of_codes(format: Format, len: usize) -> usize {
 /// Inlined into functions that are compiled for an instruction set.
 #[inline(always)]
 pub(super) fn codes(format: Format, chunk: &[u8], len: usize, to: &mut [u8; CHUNK * PANEL]) {
-    let codes = &chunk[..end_of_codes(format, len)];
+    let codes = &chunk[start_of_codes(format, len)..];
     match format {
         Format::F32 | Format::F16 | Format::Bf16 | Format::Q8_0 => {}
         Format::Q4_0 => {
@@ -71,9 +73,8 @@ pub(super) fn codes(format: Format, chunk: &[u8], len: usize, to: &mut [u8; CHUN
             }
         }
         Format::Q6K => {
-            let (low, high) = codes.split_at(2048);
-            let halves = low.as_chunks::<1024>().0.iter().zip(high.as_chunks::<512>().0);
-            for ((low, high), to) in halves.zip(to.as_chunks_mut::<2048>().0) {
+            let halves = codes.as_chunks::<1536>().0.iter().map(|half| half.split_at(512));
+            for ((high, low), to) in halves.zip(to.as_chunks_mut::<2048>().0) {
                 for i in 0..512 {
                     to[i] = low[i] & 15 | (high[i] & 3) << 4;
                     to[i + 512] = low[i + 512] & 15 | (high[i] & 12) << 2;
@@ -87,8 +88,8 @@ pub(super) fn codes(format: Format, chunk: &[u8], len: usize, to: &mut [u8; CHUN
 
 /// Where the bytes are that [`codes`] made of a chunk's codes, or found there.
 #[inline(always)]
-pub(super) fn code_bytes<'a>(format: Format, chunk: &'a [u8], space: &'a Unpacked) -> &'a [u8] {
-    if format == Format::Q8_0 { chunk } else { &space.codes }
+pub(super) fn code_bytes<'a>(format: Format, chunk: &'a [u8], len: usize, space: &'a Unpacked) -> &'a [u8] {
+    if format == Format::Q8_0 { &chunk[start_of_codes(format, len)..] } else { &space.codes }
 }
 
 /// Brings the scales and minima of a chunk of `len` elements of k to `to`. `half` decodes 16 numbers in half precision.
@@ -102,7 +103,7 @@ pub(super) fn scales(
     to: &mut Unpacked,
     half: impl Fn(&[u8; 32], &mut [f32; PANEL]),
 ) {
-    let (groups, rest) = (len / 32, &chunk[end_of_codes(format, len)..]);
+    let (groups, rest) = (len / 32, &chunk[..start_of_codes(format, len)]);
     match format {
         Format::F32 | Format::F16 | Format::Bf16 => {}
         Format::Q8_0 | Format::Q4_0 => {
