@@ -392,10 +392,13 @@ mod x86 {
     ) {
         let quads = if F == Q6K { 4 } else { 8 };
         let (in_chunks, of_256) = (F == Q4K || F == Q6K, p.format.chunk_bytes(CHUNK));
-        // Of the next panel that much is asked for before it is begun.
-        const START: usize = 1024;
-        // Chunks from use to what is asked for.
-        let distance = 2;
+        // Chunks from use to what is asked for, some KiB, and lines that a group asks for. A chunk is read from its first line to its last,
+        // which the processor foresees; but less so the longer it computes with a line, and not from one panel to another.
+        let (distance, lines) = match F {
+            Q8_0 => (1, 9),
+            Q6K => (3, 4),
+            _ => (5, 5),
+        };
         let chunks = p.k.div_ceil(CHUNK);
         // SAFETY: every address is within the panel, the rows or the space by the caller's promise; prefetches may go anywhere.
         unsafe {
@@ -413,9 +416,6 @@ mod x86 {
                     Some(_) if next.is_null() => at,
                     Some(beyond) => next.wrapping_add(beyond * of_256),
                 };
-                if first + CHUNK >= p.k {
-                    prefetch(next, START);
-                }
                 if F == Q4K {
                     scales_avx512(std::slice::from_raw_parts(at, size), space);
                 }
@@ -437,6 +437,9 @@ mod x86 {
                                 even[r] = _mm512_dpbusd_epi32(even[r], low, _mm512_set1_epi32(x));
                                 odd[r] = _mm512_dpbusd_epi32(odd[r], high, _mm512_set1_epi32(y));
                             }
+                        }
+                        for line in 0..9 {
+                            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add((pair * 9 + line) * 64).cast());
                         }
                         let own = _mm512_loadu_ps(space.scales[2 * pair].as_ptr());
                         let other = _mm512_loadu_ps(space.scales[2 * pair + 1].as_ptr());
@@ -463,10 +466,8 @@ mod x86 {
                                 acc[r] = _mm512_dpbusd_epi32(acc[r], w, _mm512_set1_epi32(x));
                             }
                         }
-                        // A chunk is read line by line, which the processor foresees by itself, but for where Q6_K goes back and forth
-                        // between the upper bits and the lower ones.
-                        for line in 0..if F == Q6K { 4 } else { 0 } {
-                            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add((g * 4 + line) * 64).cast());
+                        for line in 0..lines {
+                            _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add((g * lines + line) * 64).cast());
                         }
                         let own = scale_of_group::<F>(at, g);
                         for r in 0..R {
