@@ -238,9 +238,10 @@ fn activate(
 fn cut(d: &Dispatch, touched: &[usize], one: &Expert) -> Vec<Task> {
     let mut tasks = Vec::new();
     let gated = one.gate.is_some();
-    let up = share(one.up.panels() * touched.len() * (1 + usize::from(gated)));
+    let bytes = |w: Packed| w.format.panel_bytes(w.k);
+    let up = share(one.up.panels() * touched.len() * (1 + usize::from(gated)), bytes(one.up));
     let up = if gated { up.div_ceil(2) } else { up };
-    let down = share(one.down.panels() * touched.len());
+    let down = share(one.down.panels() * touched.len(), bytes(one.down));
     let mut add = |rows: usize, step: &dyn Fn() -> Vec<Step>| {
         for (place, expert) in touched.iter().enumerate() {
             let all = d.rows_of(*expert);

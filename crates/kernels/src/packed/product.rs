@@ -116,9 +116,14 @@ struct Task {
     rows: Range<usize>,
 }
 
-/// Panels that a task of a weight takes, so that each thread gets several of all `total`.
-pub(super) fn share(total: usize) -> usize {
-    (total / (8 * rayon::current_num_threads())).clamp(1, 32).next_multiple_of(2)
+/// Bytes of weights that a task reads, at most, if that is two panels: some ten microseconds from memory.
+const TASK: usize = 256 << 10;
+
+/// Panels that a task of a weight takes, of so many bytes each, so that each thread gets several of all `total`, and what the others wait
+/// for at the end is little.
+pub(super) fn share(total: usize, bytes: usize) -> usize {
+    let most = (TASK / bytes.max(1)).clamp(1, 32);
+    (total / (8 * rayon::current_num_threads())).clamp(1, most).next_multiple_of(2)
 }
 
 /// A product to be made: `y` \[T, ΣN\] = `x` \[T, K\] · the weights' transposes, side by side.
@@ -146,7 +151,8 @@ pub fn linear(level: Level, product: Linear) {
     let rows: Vec<u32> = (0..count as u32).collect();
     let forms = Forms::of(level, x, k, weights.iter().map(Packed::format));
     let total: usize = weights.iter().map(Packed::panels).sum();
-    let (size, mut tasks) = (share(total), Vec::new());
+    let bytes = weights.iter().map(|w| w.format.panel_bytes(k)).max().unwrap_or(0);
+    let (size, mut tasks) = (share(total, bytes), Vec::new());
     for (part, w) in weights.iter().enumerate() {
         for first in (0..w.panels()).step_by(size) {
             let panels = first..w.panels().min(first + size);
