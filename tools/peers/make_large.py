@@ -1,4 +1,4 @@
-"""A GGUF file of Qwen3-30B-A3B's full shape with random weights in Q4_K (about 17.5 GB): what a machine of 24 GiB must load and run.
+"""A GGUF file of Qwen3-30B-A3B's full shape with random weights in Q4_K (about 17.3 GB): what a machine of 24 GiB must load and run.
 
     make_large.py OUT.gguf [--layers 48]
 

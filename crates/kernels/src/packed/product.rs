@@ -70,7 +70,7 @@ pub(super) fn sums(level: Level, pair: Pair, ahead: Option<Pair>, a: View, rows:
             single: pair.second.is_none(),
             activations: a,
             rows,
-            next: ahead.map_or(std::ptr::null(), |pair| pair.panels()[0].as_ptr()),
+            next: ahead.map_or([std::ptr::null(); 2], |pair| pair.panels().map(<[u8]>::as_ptr)),
         };
         ints::panels(level, &panels, &mut space.unpacked, &mut space.sums);
         return;
