@@ -10,7 +10,7 @@ Needs nothing but Python; the binary is target/release/senmon, or --senmon.
 
 import statistics
 
-from runs import ROOT, arguments, put_table, read, train_all, unknown
+from runs import ROOT, arguments, of_one_processor, put_table, read, train_all, unknown
 
 PAGE = ROOT / "docs/routing.md"
 TOKENS = 1_000_000
@@ -96,6 +96,7 @@ def table(done):
     rows = [f"| technique | held-out bits per byte, mean (by seed) | less {BASE}, paired | load CV | dead of all experts | drops | tokens/s | MFLOP per token |",
             "|---|---|---|---|---|---|---|---|"]
     ranked = []
+    timed = of_one_processor(done)
     base = {run["seed"]: run["bits_per_byte"] for run in done if run["technique"] == BASE}
     for name in TECHNIQUES:
         runs = sorted((run for run in done if run["technique"] == name), key=lambda run: run["seed"])
@@ -106,9 +107,10 @@ def table(done):
         dead = sum(sum(run["dead"]) for run in runs)
         drops = statistics.mean(statistics.mean(run["drops"]) if run["drops"] else 0 for run in runs)
         by_seed = ", ".join(f"{b:.3f}" for b in bits)
-        speed = statistics.median(run["tokens_per_second"] for run in runs)
+        speeds = [run["tokens_per_second"] for run in timed if run["technique"] == name]
+        speed = f"{statistics.median(speeds) / 1000:.1f} k" if speeds else ""
         ranked.append((statistics.mean(bits), f"| {name} | {statistics.mean(bits):.3f} ({by_seed}) | {against(runs, base)} | {cv:.2f} | {dead} "
-                       f"| {drops:.0f} | {speed / 1000:.1f} k | {runs[0]['flops_per_token'] / 1e6:.2f} |"))
+                       f"| {drops:.0f} | {speed} | {runs[0]['flops_per_token'] / 1e6:.2f} |"))
     return "\n".join(rows + [row for _, row in sorted(ranked)])
 
 

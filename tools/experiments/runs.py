@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -81,9 +82,17 @@ def find(done, **wanted):
 
 
 def processor():
-    """The processor's name."""
+    """The processor's name, with family and model: a name such as "AMD EPYC" is that of many."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    first = {key.strip(): value.strip() for key, colon, value in reversed([line.partition(":") for line in lines]) if colon}
+    known = [name for name in ("cpu family", "model") if name in first]
+    return ", ".join([first.get("model name", "unknown"), *(f"{name.removeprefix('cpu ')} {first[name]}" for name in known)])
+
+
+def of_one_processor(done):
+    """Of these runs those of the processor that most were made on: speeds of others are not compared with them."""
+    counts = Counter(run["processor"] for run in done)
+    return [run for run in done if run["processor"] == counts.most_common(1)[0][0]] if done else []
 
 
 def train(args, name, what, settings):

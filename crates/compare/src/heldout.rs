@@ -1,9 +1,8 @@
-//! Held-out losses token by token: of a model, of an ensemble from those of its members, and their sums by window and block.
+//! Held-out losses token by token: of an ensemble from those of its members, and their sums by window and block.
 
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use senmon_models::decoder::{Decoder, Pass};
 use senmon_train::TrainError;
 use senmon_train::eval::EvalText;
 
@@ -13,35 +12,6 @@ use crate::record::Window;
 /// Blocks that held-out text is cut into, at most.
 pub const BLOCKS: usize = 20;
 const NAME: &str = "losses";
-
-/// The loss of each predicted token, nats, one window after another: \[T\]; `batch` windows at a time, so that only their logits
-/// are in memory. Nothing if `cancelled` meanwhile.
-pub fn losses(
-    decoder: &Decoder,
-    text: &EvalText,
-    batch: usize,
-    cancelled: &dyn Fn() -> bool,
-) -> senmon_train::Result<Option<Vec<f32>>> {
-    let mut all = Vec::new();
-    let mut rest = text.windows.as_slice();
-    while let Some((first, _)) = rest.first() {
-        if cancelled() {
-            return Ok(None);
-        }
-        let width = first.len();
-        let same = rest.iter().take(batch.max(1)).take_while(|(w, _)| w.len() == width).count();
-        let (group, after) = rest.split_at(same);
-        rest = after;
-        if width < 2 {
-            continue;
-        }
-        let inputs: Vec<u32> = group.iter().flat_map(|(w, _)| &w[..width - 1]).copied().collect();
-        let targets: Vec<u32> = group.iter().flat_map(|(w, _)| &w[1..]).copied().collect();
-        let (loss, _) = decoder.loss(&inputs, &targets, same, None, &mut Pass::default())?;
-        all.extend_from_slice(&loss.per_token);
-    }
-    Ok(Some(all))
-}
 
 /// The losses of the mean of the members' probabilities, each with its losses \[T\]: -ln(Σ exp(-loss) / M).
 pub fn averaged(members: &[Vec<f32>]) -> Vec<f32> {

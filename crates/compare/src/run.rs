@@ -241,7 +241,7 @@ fn train(job: &Job, place: &mut Place) -> Result<Option<Record>> {
         if due.contains(&step) && evaluated < step {
             let cancelled = || place.interrupted.load(Ordering::Relaxed);
             let batch = job.config.train.batch;
-            let Some(losses) = heldout::losses(&trainer.decoder, &text, batch, &cancelled)? else {
+            let Some(losses) = senmon_train::eval::losses(&trainer.decoder, &text, batch, &cancelled)? else {
                 return Ok(None);
             };
             heldout::finite(&losses, step)?;

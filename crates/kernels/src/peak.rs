@@ -2,42 +2,43 @@
 
 use crate::simd::{Dots, Level};
 use std::hint::black_box;
-use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 /// Floating-point operations per second of f32 multiply-adds in registers, on `threads` threads at once (each
 /// multiply-add counts as two), with the instructions of `level`. Takes about 0.1 s.
 pub fn f32_flops(level: Level, threads: usize) -> f64 {
-    const STEPS: usize = 40_000_000;
-    together(threads, || multiply_adds(level.min(Level::detected()), STEPS))
+    let level = level.min(Level::detected());
+    together(threads, STEPS, |steps| multiply_adds(level, steps))
 }
+
+/// Rounds of a measurement of arithmetic.
+const STEPS: usize = 40_000_000;
 
 /// Operations per second of dot products of pairs of bf16 (each pair counts as four), as [`f32_flops`]; of f32 where the level has
 /// none.
 pub fn bf16_flops(level: Level, threads: usize) -> f64 {
-    const STEPS: usize = 40_000_000;
     let level = level.min(Level::detected());
     match Dots::of(level).bf16 {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the machine has the instructions.
-        true => together(threads, || unsafe { bf16_dots(STEPS) }),
+        true => together(threads, STEPS, |steps| unsafe { bf16_dots(steps) }),
         _ => f32_flops(level, threads),
     }
 }
 
 /// Operations per second of dot products of quads of 8 bits (each quad counts as eight), as [`f32_flops`].
 pub fn int8_ops(level: Level, threads: usize) -> f64 {
-    const STEPS: usize = 40_000_000;
     let level = level.min(Level::detected());
     #[cfg(target_arch = "x86_64")]
     if Dots::of(level).int8 {
         // SAFETY: the machine has the instructions.
-        return together(threads, || unsafe { int8_dots(STEPS) });
+        return together(threads, STEPS, |steps| unsafe { int8_dots(steps) });
     }
     #[cfg(target_arch = "x86_64")]
     if level >= Level::Avx2 {
         // SAFETY: as above.
-        return together(threads, || unsafe { int8_pairs(STEPS) });
+        return together(threads, STEPS, |steps| unsafe { int8_pairs(steps) });
     }
     f32_flops(level, threads)
 }
@@ -97,11 +98,12 @@ fn int8_pairs(steps: usize) -> f64 {
 /// read.
 pub fn read_bandwidth(threads: usize, memory: &[u8]) -> f64 {
     let part = memory.len() / threads.max(1);
-    let next = std::sync::atomic::AtomicUsize::new(0);
-    together(threads, || {
-        let index = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % threads.max(1);
-        black_box(fold(Level::current(), &memory[index * part..][..part]));
-        part as f64
+    let next = AtomicUsize::new(0);
+    together(threads, part, |bytes| {
+        let index = next.fetch_add(1, Ordering::Relaxed) % threads.max(1);
+        // The end of the part: what is read before the measurement has left the cache when it is read again.
+        black_box(fold(Level::current(), &memory[index * part..][part - bytes..part]));
+        bytes as f64
     })
 }
 
@@ -118,16 +120,22 @@ crate::by_level! {
     }
 }
 
-/// Runs `work` on all threads from the same moment: the sum of what it returns over the time until the last is done.
-fn together(threads: usize, work: impl Fn() -> f64 + Sync) -> f64 {
-    let barrier = Barrier::new(threads);
+/// Runs `work(amount)` on all threads from the same moment: the sum of what it returns over the time until the last is done. Before, each
+/// does a fifth of it, which does not count: two threads that were made on one processor have each their own by then.
+fn together(threads: usize, amount: usize, work: impl Fn(usize) -> f64 + Sync) -> f64 {
+    let waiting = AtomicUsize::new(threads);
     let runs: Vec<(Instant, Instant, f64)> = std::thread::scope(|scope| {
         let handles: Vec<_> = (0..threads)
             .map(|_| {
                 scope.spawn(|| {
-                    barrier.wait();
+                    black_box(work(amount / 5));
+                    waiting.fetch_sub(1, Ordering::SeqCst);
+                    // Awake: a thread that slept would come late.
+                    while waiting.load(Ordering::SeqCst) > 0 {
+                        std::thread::yield_now();
+                    }
                     let start = Instant::now();
-                    let done = work();
+                    let done = work(amount);
                     (start, Instant::now(), done)
                 })
             })

@@ -38,7 +38,36 @@ impl Sums {
     }
 }
 
-/// Mean loss of the windows, `batch` of them at a time; `cancelled` is asked between batches.
+/// The loss of each predicted token, nats, one window after another: \[T\]; `batch` windows at a time, so that only their logits
+/// are in memory. Nothing if `cancelled`, which is asked between batches.
+pub fn losses(
+    decoder: &Decoder,
+    text: &EvalText,
+    batch: usize,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Option<Vec<f32>>> {
+    let mut all = Vec::new();
+    let mut rest = text.windows.as_slice();
+    while let Some((first, _)) = rest.first() {
+        if cancelled() {
+            return Ok(None);
+        }
+        let width = first.len();
+        let same = rest.iter().take(batch.max(1)).take_while(|(w, _)| w.len() == width).count();
+        let (group, after) = rest.split_at(same);
+        rest = after;
+        if width < 2 {
+            continue;
+        }
+        let inputs: Vec<u32> = group.iter().flat_map(|(w, _)| &w[..width - 1]).copied().collect();
+        let targets: Vec<u32> = group.iter().flat_map(|(w, _)| &w[1..]).copied().collect();
+        let (loss, _) = decoder.loss(&inputs, &targets, same, None, &mut Pass::default())?;
+        all.extend_from_slice(&loss.per_token);
+    }
+    Ok(Some(all))
+}
+
+/// Mean loss of the windows, in total and by domain; as [`losses`].
 pub fn evaluate(
     decoder: &Decoder,
     text: &EvalText,
@@ -47,34 +76,19 @@ pub fn evaluate(
     tokens: u64,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Option<EvalRecord>> {
+    if let Some((_, domain)) = text.windows.iter().find(|(_, domain)| *domain as usize >= text.domains.len())
+    {
+        return Err(TrainError::Conflict(format!("a window is of domain {domain}, which has no name")));
+    }
+    let Some(losses) = losses(decoder, text, batch, cancelled)? else { return Ok(None) };
+    let mut losses = losses.iter();
     let mut sums = vec![Sums::default(); text.domains.len()];
-    let mut start = 0;
-    while start < text.windows.len() {
-        if cancelled() {
-            return Ok(None);
-        }
-        let width = text.windows[start].0.len();
-        let same =
-            text.windows[start..].iter().take(batch.max(1)).take_while(|(w, _)| w.len() == width).count();
-        let group = &text.windows[start..start + same];
-        start += same;
-        if width < 2 {
-            continue;
-        }
-        let inputs: Vec<u32> = group.iter().flat_map(|(w, _)| &w[..width - 1]).copied().collect();
-        let targets: Vec<u32> = group.iter().flat_map(|(w, _)| &w[1..]).copied().collect();
-        let (loss, _) = decoder.loss(&inputs, &targets, same, None, &mut Pass::default())?;
-        for (row, (losses, (window, domain))) in loss.per_token.chunks_exact(width - 1).zip(group).enumerate()
-        {
-            let Some(sum) = sums.get_mut(*domain as usize) else {
-                let what = format!("window {row} is of domain {domain}, which has no name");
-                return Err(TrainError::Conflict(what));
-            };
-            for (loss, target) in losses.iter().zip(&window[1..]) {
-                sum.nats += f64::from(*loss);
-                sum.bytes += u64::from(text.bytes_of_token.get(*target as usize).copied().unwrap_or(0));
-                sum.tokens += 1;
-            }
+    for (window, domain) in &text.windows {
+        let sum = &mut sums[*domain as usize];
+        for (target, loss) in window.iter().skip(1).zip(&mut losses) {
+            sum.nats += f64::from(*loss);
+            sum.bytes += u64::from(text.bytes_of_token.get(*target as usize).copied().unwrap_or(0));
+            sum.tokens += 1;
         }
     }
     let mut all = Sums::default();

@@ -79,22 +79,49 @@ struct Chunk<'a> {
     space: &'a [Unpacked; 2],
 }
 
-/// Asks for `len` bytes that will be read soon to come to the second-level cache; they may be anywhere, and are nowhere where null.
-/// To the first there are too few ways at once: a core would wait for its own requests.
-#[inline(always)]
-fn prefetch(from: *const u8, len: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..if from.is_null() { 0 } else { len }).step_by(64) {
-        // SAFETY: SSE is part of x86-64, and a prefetch has no effect on what the program computes.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(line).cast());
-        }
-    }
-    let _ = (from, len);
+/// Lines of the panels that come next, which a tile asks for bit by bit while it computes: all at once would hold up what it reads.
+struct Ask {
+    from: [*const u8; 2],
+    lines: usize,
+    /// Lines of each panel at once.
+    some: usize,
 }
 
-/// Calls `$tile::<R, V, ..>(p, &chunk, rows, first, sums)` for each chunk of `$v` panels and each tile of rows, of which `first` is the
+impl Ask {
+    /// The part of tile `tile` of `tiles`, of `size` bytes from `next` on, to be asked for in `steps` steps. These may be anywhere, and
+    /// are nowhere where null.
+    #[inline(always)]
+    fn of(next: [*const u8; 2], size: usize, tile: usize, tiles: usize, steps: usize) -> Self {
+        let all = if next[0].is_null() { 0 } else { size / 64 };
+        let (start, end) = (tile * all / tiles, (tile + 1) * all / tiles);
+        let from = [next[0].wrapping_add(64 * start), next[1].wrapping_add(64 * start)];
+        Self { from, lines: end - start, some: (end - start).div_ceil(steps.max(1)) }
+    }
+
+    /// Asks for the next lines of `V` panels to come to the second-level cache. To the first there are too few ways at once: a core
+    /// would wait for its own requests.
+    #[inline(always)]
+    fn step<const V: usize>(&mut self) {
+        let some = self.some.min(self.lines);
+        #[cfg(target_arch = "x86_64")]
+        for line in 0..some {
+            for v in 0..V {
+                // SAFETY: SSE is part of x86-64, and a prefetch has no effect on what the program computes.
+                unsafe {
+                    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+                    _mm_prefetch::<_MM_HINT_T1>(self.from[v].wrapping_add(64 * line).cast());
+                }
+            }
+        }
+        self.lines -= some;
+        // Plain lines: a closure would be a call in the middle of a kernel, with its sums in memory.
+        for v in 0..V {
+            self.from[v] = self.from[v].wrapping_add(64 * some);
+        }
+    }
+}
+
+/// Calls `$tile::<R, V, ..>(p, &chunk, ask, rows, first, sums)` for each chunk of `$v` panels and each tile of rows, of which `first` is the
 /// first; `$unpack(format, bytes, len, space)` brings codes and scales to the space.
 macro_rules! each_chunk {
     ($p:ident, $space:ident, $sums:ident, $unpack:expr, $v:literal, $height:literal, $tile:ident, $($r:literal)*) => {{
@@ -107,8 +134,8 @@ macro_rules! each_chunk {
             let more = first + CHUNK < $p.k;
             for v in 0..$v {
                 $unpack($p.format, bytes[v], len, &mut $space[v]);
-                prefetch(if more { $p.bytes[v][at..].as_ptr() } else { $p.next[v] }, size);
             }
+            let next = [0, 1].map(|v| if more { $p.bytes[v][at..].as_ptr() } else { $p.next[v] });
             let space: &[Unpacked; 2] = $space;
             let codes = [0, 1].map(|v| code_bytes($p.format, bytes[v], len, &space[v]));
             let chunk = Chunk { index: first / CHUNK, len, codes, space };
@@ -118,16 +145,17 @@ macro_rules! each_chunk {
             for tile in 0..tiles {
                 let height = low + usize::from(tile < more);
                 let rows = &$p.rows[row..][..height];
+                let ask = Ask::of(next, size, tile, tiles, len / 32);
                 match (height, $p.format) {
                     $(
                         // SAFETY: by the caller's promise.
-                        ($r, Format::Q4K) => unsafe { $tile::<$r, $v, 8, 4, true, true>($p, &chunk, rows, row, $sums) },
+                        ($r, Format::Q4K) => unsafe { $tile::<$r, $v, 8, 4, true, true>($p, &chunk, ask, rows, row, $sums) },
                         // SAFETY: as above.
-                        ($r, Format::Q6K) => unsafe { $tile::<$r, $v, 4, 2, true, false>($p, &chunk, rows, row, $sums) },
+                        ($r, Format::Q6K) => unsafe { $tile::<$r, $v, 4, 2, true, false>($p, &chunk, ask, rows, row, $sums) },
                         // SAFETY: as above.
-                        ($r, Format::Q8_0) => unsafe { $tile::<$r, $v, 8, 1, false, false>($p, &chunk, rows, row, $sums) },
+                        ($r, Format::Q8_0) => unsafe { $tile::<$r, $v, 8, 1, false, false>($p, &chunk, ask, rows, row, $sums) },
                         // SAFETY: as above.
-                        ($r, _) => unsafe { $tile::<$r, $v, 8, 4, false, false>($p, &chunk, rows, row, $sums) },
+                        ($r, _) => unsafe { $tile::<$r, $v, 8, 4, false, false>($p, &chunk, ask, rows, row, $sums) },
                     )*
                     _ => {}
                 }

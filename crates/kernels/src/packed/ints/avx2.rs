@@ -44,6 +44,7 @@ unsafe fn tile<
 >(
     p: &Panels,
     chunk: &Chunk,
+    mut ask: Ask,
     rows: &[u32],
     first: usize,
     sums: Sums,
@@ -64,6 +65,7 @@ unsafe fn tile<
                 }
             }
             for g in 0..chunk.len / (QUADS * 4) {
+                ask.step::<V>();
                 let mut acc = [_mm256_setzero_si256(); R];
                 if !MINS && !signed {
                     for r in 0..R {

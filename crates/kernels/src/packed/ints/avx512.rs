@@ -106,6 +106,7 @@ unsafe fn tile<
 >(
     p: &Panels,
     chunk: &Chunk,
+    mut ask: Ask,
     rows: &[u32],
     first: usize,
     sums: Sums,
@@ -125,6 +126,7 @@ unsafe fn tile<
             }
         }
         for g in 0..chunk.len / (QUADS * 4) {
+            ask.step::<V>();
             let mut acc = [[_mm512_setzero_si512(); V]; R];
             if !MINS {
                 for r in 0..R {

@@ -30,12 +30,14 @@ unsafe fn tile<
 >(
     p: &Panels,
     chunk: &Chunk,
+    mut ask: Ask,
     rows: &[u32],
     first: usize,
     sums: Sums,
 ) {
     let at = rows_at::<R>(p, rows, chunk.index);
     for v in 0..V {
+        ask.step::<V>();
         for (r, sums) in sums[v][first..][..R].iter_mut().enumerate() {
             // SAFETY: the row has the elements of a chunk, and what is behind them.
             unsafe { row::<QUADS, SUPER, MINS>(at[r], chunk.len, chunk.codes[v], &chunk.space[v], sums) };
