@@ -11,7 +11,7 @@ Needs nothing but Python; the binary is target/release/senmon, or --senmon.
 
 import statistics
 
-from runs import arguments, find, read, train_all
+from runs import arguments, find, of_one_processor, read, train_all
 
 ARMS = {"moe": [], "dense": ["--set", "model.ffn=dense"]}
 # In steps of two, the best not at an end.
@@ -63,7 +63,7 @@ def table(done):
             first = runs[0]
             rows.append(
                 f"| {preset} | {arm} | {first['lr']:g} | {', '.join(f'{b:.4f}' for b in bits)} | {statistics.mean(bits):.4f} "
-                f"| {first['parameters'] / 1e6:.2f} M, {first['active_parameters'] / 1e6:.2f} M | {statistics.median(r['tokens'] / r['tokens_per_second'] for r in runs) / 60:.1f} "
+                f"| {first['parameters'] / 1e6:.2f} M, {first['active_parameters'] / 1e6:.2f} M | {statistics.median(r['tokens'] / r['tokens_per_second'] for r in of_one_processor(runs)) / 60:.1f} "
                 f"| {first['peak_memory_bytes'] / 1e9:.2f} GB | {shape['tokens'] / first['parameters']:.2f} |")
         if len(reached) == 2:
             seeds = sorted(set(reached["moe"]) & set(reached["dense"]))

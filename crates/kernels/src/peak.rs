@@ -121,15 +121,23 @@ crate::by_level! {
 }
 
 /// Runs `work(amount)` on all threads from the same moment: the sum of what it returns over the time until the last is done. Before, each
-/// does a fifth of it, which does not count: two threads that were made on one processor have each their own by then.
+/// does a fifth of it, which does not count, so that the system can part threads that began on one processor.
 fn together(threads: usize, amount: usize, work: impl Fn(usize) -> f64 + Sync) -> f64 {
+    /// One less to wait for, also when `work` panics.
+    struct Ready<'a>(&'a AtomicUsize);
+    impl Drop for Ready<'_> {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
     let waiting = AtomicUsize::new(threads);
     let runs: Vec<(Instant, Instant, f64)> = std::thread::scope(|scope| {
         let handles: Vec<_> = (0..threads)
             .map(|_| {
                 scope.spawn(|| {
+                    let ready = Ready(&waiting);
                     black_box(work(amount / 5));
-                    waiting.fetch_sub(1, Ordering::SeqCst);
+                    drop(ready);
                     // Awake: a thread that slept would come late.
                     while waiting.load(Ordering::SeqCst) > 0 {
                         std::thread::yield_now();

@@ -37,7 +37,7 @@ pub fn linear(x: &Tensor, w: &Param) -> Result<Tensor> {
 /// `x` \[T, I\] · `w`ᵀ with `w` \[O, I\], without gradients: \[T, O\].
 pub fn product(x: &[f32], w: &Param) -> Result<Buffer> {
     let &[outputs, inputs] = w.dims() else { bail!("{}: {:?} is no matrix", w.name(), w.dims()) };
-    let mut y = Buffer::stale(x.len() / inputs.max(1) * outputs);
+    let mut y = Buffer::exact(x.len() / inputs.max(1) * outputs);
     product_into(x, w, &mut y, false)?;
     Ok(y)
 }
@@ -113,7 +113,7 @@ pub fn experts(
             .zip(down)
             .map(|(up, down)| Expert { gate: s.gated.then(|| up[0]), up: up[halves - 1], down })
             .collect();
-        let mut y = Buffer::stale(d.tokens * s.hidden).into_vec();
+        let mut y = Buffer::exact(d.tokens * s.hidden).into_vec();
         let mut run = |x: &[f32], weights: Option<&[f32]>| {
             let (up, down) = (biases.map(|b| &b.0), biases.map(|b| &b.1));
             read_optional(up, d.experts() * s.pre(), |up| {
@@ -166,7 +166,7 @@ pub fn gated_up(
         if !fits(w, &[d.experts(), s.pre(), s.hidden]) || x.elem_count() != d.tokens * s.hidden {
             bail!("gated_up: x {:?} and {} {:?} do not fit {s:?}", x.shape(), w.name(), w.dims());
         }
-        let mut a = Buffer::stale(d.rows() * s.intermediate).into_vec();
+        let mut a = Buffer::exact(d.rows() * s.intermediate).into_vec();
         let mut pre = Buffer::stale(d.rows() * s.pre());
         read(&x.contiguous()?, |x| {
             read_optional(bias, d.experts() * s.pre(), |bias| {
@@ -228,7 +228,7 @@ fn down_stored(
     if !right || !fits(w, &[d.experts(), s.hidden, s.intermediate]) {
         bail!("down_combine: a {:?} and {} {:?} do not fit {s:?}", a.shape(), w.name(), w.dims());
     }
-    let mut y = Buffer::stale(d.tokens * s.hidden).into_vec();
+    let mut y = Buffer::exact(d.tokens * s.hidden).into_vec();
     let mut run = |a: &[f32], weights: Option<&[f32]>| {
         read_optional(bias, d.experts() * s.hidden, |bias| {
             w.matrices(|w| expert_mlp::down(Level::current(), d, s, a, w, bias, weights, &mut y))
@@ -433,7 +433,7 @@ impl GatedUp {
             );
         }
         let mut pre = Buffer::stale(d.rows() * s.pre());
-        let mut a = Buffer::stale(d.rows() * s.intermediate);
+        let mut a = Buffer::exact(d.rows() * s.intermediate);
         read_optional(self.bias.as_ref(), d.experts() * s.pre(), |bias| {
             let w = Matrix::each(w, s.pre(), s.hidden);
             expert_mlp::up(self.precision, d, s, x, &w, bias, &mut pre, &mut a);
@@ -449,7 +449,7 @@ impl GatedUp {
             bail!("gated_up: backward a second time; the activations were freed by the first");
         };
         let (d, s) = (&self.dispatch, self.shape);
-        let mut dx = Buffer::stale(x.len()).into_vec();
+        let mut dx = Buffer::exact(x.len()).into_vec();
         let dw = weight_gradient(self.sink.as_ref(), w, |dw| {
             read(w, |w| expert_mlp::up_backward(self.precision, d, s, x, w, &mut pre, da, &mut dx, dw))
         })?;
@@ -516,7 +516,7 @@ impl DownCombine {
                 d.experts()
             );
         }
-        let mut y = Buffer::stale(d.tokens * s.hidden).into_vec();
+        let mut y = Buffer::exact(d.tokens * s.hidden).into_vec();
         read_optional(self.bias.as_ref(), d.experts() * s.hidden, |bias| {
             let w = Matrix::each(w, s.hidden, s.intermediate);
             expert_mlp::down(self.precision, d, s, a, &w, bias, weights, &mut y);
@@ -527,7 +527,7 @@ impl DownCombine {
     fn backward(&self, a: &[f32], w: &Tensor, weights: Option<&[f32]>, dy: &[f32]) -> Result<DownGradients> {
         no_bias(self.bias.as_ref())?;
         let (d, s) = (&self.dispatch, self.shape);
-        let mut da = Buffer::stale(a.len());
+        let mut da = Buffer::exact(a.len());
         let mut d_weights = weights.map(|weights| vec![0.0; weights.len()]);
         let dw = weight_gradient(self.sink.as_ref(), w, |dw| {
             read(w, |w| {

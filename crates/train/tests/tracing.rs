@@ -60,11 +60,37 @@ fn a_trace_has_every_token_with_its_loss() {
     let mean = trace.loss.iter().map(|loss| f64::from(*loss)).sum::<f64>() / trace.len() as f64;
     let record = evaluate(&decoder, &text(), 4, 0, 0, &|| false).unwrap().unwrap();
     assert!((mean / record.eval_loss - 1.0).abs() < 1e-5, "{mean}, {}", record.eval_loss);
+    for (number, name) in ["a", "b"].into_iter().enumerate() {
+        let own = trace.loss.iter().zip(&trace.domains).filter(|(_, domain)| usize::from(**domain) == number);
+        let own: Vec<f64> = own.map(|(loss, _)| f64::from(*loss)).collect();
+        let found = &record.domains[name];
+        let mean = own.iter().sum::<f64>() / own.len() as f64;
+        assert_eq!(found.tokens, own.len() as u64);
+        assert!((mean / found.loss - 1.0).abs() < 1e-5, "{name}: {mean}, {}", found.loss);
+    }
     assert!(
         senmon_train::tracing::record(&decoder, &text(), About::default(), false, &|| true)
             .unwrap()
             .is_none()
     );
+}
+
+#[test]
+fn windows_without_anything_to_predict_are_passed_over_and_domains_have_names() {
+    let decoder = model(&spec("topk_pre", true));
+    let plain = evaluate(&decoder, &text(), 4, 0, 0, &|| false).unwrap().unwrap();
+    let mut more = text();
+    more.windows.insert(0, (Vec::new(), 1));
+    more.windows.insert(5, (vec![3], 0));
+    more.windows.push((vec![3], 1));
+    // The same groups of windows, whole ones among them: the same bits.
+    let again = evaluate(&decoder, &more, 1, 0, 0, &|| false).unwrap().unwrap();
+    let alone = evaluate(&decoder, &text(), 1, 0, 0, &|| false).unwrap().unwrap();
+    assert_eq!((again.eval_loss, again.eval_tokens), (alone.eval_loss, plain.eval_tokens));
+    assert_eq!(again.domains["b"].loss, alone.domains["b"].loss);
+    more.windows[3].1 = 2;
+    let refused = evaluate(&decoder, &more, 4, 0, 0, &|| false).unwrap_err().to_string();
+    assert!(refused.contains("domain 2"), "{refused}");
 }
 
 #[test]

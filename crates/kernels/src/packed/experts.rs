@@ -114,7 +114,9 @@ pub fn mlp(
     let first = first.get(one.up.format).view();
     let mut second = product::spare();
     second.shape(level, one.down.format, d.rows(), i);
-    let mut inner = Buffer::stale(d.rows() * i);
+    // Rows a multiple of 4 KiB apart would share a few sets of the caches: a task writes a line of each.
+    let wide = if i.is_multiple_of(1024) { i + PANEL } else { i };
+    let mut inner = Buffer::stale(d.rows() * wide);
     let direct = d.is_identity() && weights.is_none();
     let mut rows_out = if direct { Buffer::default() } else { Buffer::stale(d.rows() * h) };
     let every: Vec<u32> = (0..d.rows() as u32).collect();
@@ -150,7 +152,7 @@ pub fn mlp(
                             let ahead = if more { Some(pair(task, panel + step)) } else { after };
                             let rows = &d.token_of_row[task.rows.clone()];
                             let columns = panel * PANEL..i.min(panels.end.min(panel + step) * PANEL);
-                            let target = Target { out: inner, width: i, rows: task.rows.clone(), columns };
+                            let target = Target { out: inner, width: wide, rows: task.rows.clone(), columns };
                             target.ask();
                             sums(level, pair(task, panel), ahead, first, rows, space);
                             activate(level, s, bias, panel, rows.len(), space);
@@ -165,7 +167,7 @@ pub fn mlp(
                     for row in task.rows.clone() {
                         // SAFETY: all of the row was written before `wait` returned, and nobody writes it again; its form is
                         // this task's.
-                        unsafe { second.fill(level, one.down.format, row, inner.part(row * i, i)) };
+                        unsafe { second.fill(level, one.down.format, row, inner.part(row * wide, i)) };
                     }
                     forms.done(task.place);
                 }

@@ -82,42 +82,50 @@ struct Chunk<'a> {
 /// Lines of the panels that come next, which a tile asks for bit by bit while it computes: all at once would hold up what it reads.
 struct Ask {
     from: [*const u8; 2],
+    /// Lines of each that are left.
     lines: usize,
-    /// Lines of each panel at once.
+    /// The second is another than the first.
+    two: bool,
+    /// Lines of each at once.
     some: usize,
 }
 
 impl Ask {
-    /// The part of tile `tile` of `tiles`, of `size` bytes from `next` on, to be asked for in `steps` steps. These may be anywhere, and
-    /// are nowhere where null.
+    /// The part of tile `tile` of `tiles`, of `size` bytes from `next` on. These may be anywhere, and are nowhere where null.
     #[inline(always)]
-    fn of(next: [*const u8; 2], size: usize, tile: usize, tiles: usize, steps: usize) -> Self {
+    fn of(next: [*const u8; 2], size: usize, tile: usize, tiles: usize) -> Self {
         let all = if next[0].is_null() { 0 } else { size / 64 };
         let (start, end) = (tile * all / tiles, (tile + 1) * all / tiles);
         let from = [next[0].wrapping_add(64 * start), next[1].wrapping_add(64 * start)];
-        Self { from, lines: end - start, some: (end - start).div_ceil(steps.max(1)) }
+        Self { from, lines: end - start, two: next[0] != next[1], some: end - start }
     }
 
-    /// Asks for the next lines of `V` panels to come to the second-level cache. To the first there are too few ways at once: a core
-    /// would wait for its own requests.
+    /// In so many steps.
     #[inline(always)]
-    fn step<const V: usize>(&mut self) {
+    fn in_steps(self, steps: usize) -> Self {
+        Self { some: self.lines.div_ceil(steps.max(1)), ..self }
+    }
+
+    /// Asks for the next lines to come to the second-level cache. To the first there are too few ways at once: a core would wait for its
+    /// own requests.
+    #[inline(always)]
+    fn step(&mut self) {
         let some = self.some.min(self.lines);
         #[cfg(target_arch = "x86_64")]
         for line in 0..some {
-            for v in 0..V {
-                // SAFETY: SSE is part of x86-64, and a prefetch has no effect on what the program computes.
-                unsafe {
-                    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-                    _mm_prefetch::<_MM_HINT_T1>(self.from[v].wrapping_add(64 * line).cast());
+            // SAFETY: SSE is part of x86-64, and a prefetch has no effect on what the program computes.
+            unsafe {
+                use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+                _mm_prefetch::<_MM_HINT_T1>(self.from[0].wrapping_add(64 * line).cast());
+                if self.two {
+                    _mm_prefetch::<_MM_HINT_T1>(self.from[1].wrapping_add(64 * line).cast());
                 }
             }
         }
         self.lines -= some;
         // Plain lines: a closure would be a call in the middle of a kernel, with its sums in memory.
-        for v in 0..V {
-            self.from[v] = self.from[v].wrapping_add(64 * some);
-        }
+        self.from[0] = self.from[0].wrapping_add(64 * some);
+        self.from[1] = self.from[1].wrapping_add(64 * some);
     }
 }
 
@@ -136,6 +144,8 @@ macro_rules! each_chunk {
                 $unpack($p.format, bytes[v], len, &mut $space[v]);
             }
             let next = [0, 1].map(|v| if more { $p.bytes[v][at..].as_ptr() } else { $p.next[v] });
+            let left = if more { $p.k - first - CHUNK } else { $p.k };
+            let coming = $p.format.chunk_bytes(CHUNK.min(left));
             let space: &[Unpacked; 2] = $space;
             let codes = [0, 1].map(|v| code_bytes($p.format, bytes[v], len, &space[v]));
             let chunk = Chunk { index: first / CHUNK, len, codes, space };
@@ -145,7 +155,7 @@ macro_rules! each_chunk {
             for tile in 0..tiles {
                 let height = low + usize::from(tile < more);
                 let rows = &$p.rows[row..][..height];
-                let ask = Ask::of(next, size, tile, tiles, len / 32);
+                let ask = Ask::of(next, coming, tile, tiles);
                 match (height, $p.format) {
                     $(
                         // SAFETY: by the caller's promise.

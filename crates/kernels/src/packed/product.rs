@@ -116,14 +116,14 @@ struct Task {
     rows: Range<usize>,
 }
 
-/// Bytes of weights that a task reads, at most, if that is two panels: some ten microseconds from memory.
+/// Bytes of weights that a task reads, at most, unless two panels are more: some ten microseconds from memory.
 const TASK: usize = 256 << 10;
 
 /// Panels that a task of a weight takes, of so many bytes each, so that each thread gets several of all `total`, and what the others wait
 /// for at the end is little.
 pub(super) fn share(total: usize, bytes: usize) -> usize {
-    let most = (TASK / bytes.max(1)).clamp(1, 32);
-    (total / (8 * rayon::current_num_threads())).clamp(1, most).next_multiple_of(2)
+    let most = (TASK / bytes.max(1) / 2 * 2).clamp(2, 32);
+    (total / (8 * rayon::current_num_threads())).next_multiple_of(2).clamp(2, most)
 }
 
 /// A product to be made: `y` \[T, ΣN\] = `x` \[T, K\] · the weights' transposes, side by side.

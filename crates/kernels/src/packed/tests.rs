@@ -351,6 +351,8 @@ fn a_layer_is_that_of_the_decoded_experts() {
         (Format::Q8_0, Format::Q4_0, 64, 96, true, Activation::Gelu),
         (Format::Q4K, Format::Q6K, 256, 256, true, Activation::Silu),
         (Format::Mxfp4, Format::Mxfp4, 32, 64, false, Activation::Silu),
+        // Rows of the inner width would be a multiple of 4 KiB apart.
+        (Format::Q8_0, Format::Q6K, 32, 1024, true, Activation::Silu),
     ];
     for (up, down, hidden, intermediate, gated, activation) in cases {
         let shape = Shape { hidden, intermediate, activation, gated };

@@ -311,7 +311,7 @@ impl AttentionBlock {
 
     /// `x` \[T, H\] + out(`o` \[T, A\]).
     fn finish(&self, x: &[f32], o: &[f32]) -> Result<Vec<f32>> {
-        let mut y = Buffer::stale(x.len());
+        let mut y = Buffer::exact(x.len());
         let accumulate = self.start_from_bias(self.out_bias.as_ref(), &mut y)?;
         product_into(o, &self.out, &mut y, accumulate)?;
         self.residual.after(&mut y, x)?;
@@ -497,7 +497,7 @@ impl AttentionOp {
                 false,
             );
         })?;
-        let mut dx = Buffer::stale(dy.len());
+        let mut dx = Buffer::exact(dy.len());
         dx.copy_from_slice(dy);
         let norm = &block.residual.norm.weight;
         norm.read(|w| {

@@ -15,7 +15,7 @@ pub fn embed(table: &Param, tokens: &Arc<[u32]>) -> Result<Tensor> {
         bail!("token {token} is not in a vocabulary of {vocab}");
     }
     if table.as_stored().is_some() {
-        let mut x = Buffer::stale(tokens.len() * hidden).into_vec();
+        let mut x = Buffer::exact(tokens.len() * hidden).into_vec();
         table.matrices(|parts| {
             for (token, out) in tokens.iter().zip(x.chunks_exact_mut(hidden.max(1))) {
                 let mut row = *token as usize;
@@ -45,7 +45,7 @@ impl CustomOp1 for Embed {
 
     fn cpu_fwd(&self, table: &CpuStorage, l: &Layout) -> Result<(CpuStorage, Shape)> {
         let (_, hidden) = l.shape().dims2()?;
-        let mut x = Buffer::stale(self.tokens.len() * hidden).into_vec();
+        let mut x = Buffer::exact(self.tokens.len() * hidden).into_vec();
         embedding::forward(slice("embedding", table, l)?, hidden, &self.tokens, &mut x);
         Ok((CpuStorage::F32(x), (self.tokens.len(), hidden).into()))
     }

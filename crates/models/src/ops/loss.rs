@@ -95,7 +95,7 @@ impl CustomOp1 for LmLoss {
             ),
             Some(upstream) => {
                 let scale = upstream / self.counted.max(1) as f32;
-                let mut dx = Buffer::stale(x.len()).into_vec();
+                let mut dx = Buffer::exact(x.len()).into_vec();
                 add_gradient(&self.head, |dw| {
                     let grads = cross_entropy::Grads { scale, dx: &mut dx, dw };
                     cross_entropy::linear_cross_entropy(

@@ -31,7 +31,7 @@ impl Norm {
 
     /// \[T, H\] → \[T, H\], without gradients.
     pub fn run(&self, x: &[f32]) -> Result<Buffer> {
-        let mut y = Buffer::stale(x.len());
+        let mut y = Buffer::exact(x.len());
         match &self.bias {
             None => {
                 self.forward(x, &mut y)?;
@@ -90,7 +90,7 @@ impl CustomOp1 for RmsNorm {
         if lx.shape().dims().last() != Some(&width) {
             bail!("rms-norm: x {:?} does not end in {width}", lx.shape());
         }
-        let mut y = Buffer::stale(x.len()).into_vec();
+        let mut y = Buffer::exact(x.len()).into_vec();
         let norm = Norm { weight: self.weight.clone(), bias: None, eps: self.eps };
         *self.inv_rms.lock().unwrap_or_else(PoisonError::into_inner) = Some(norm.forward(x, &mut y)?);
         Ok((CpuStorage::F32(y), lx.shape().clone()))
@@ -100,7 +100,7 @@ impl CustomOp1 for RmsNorm {
         let inv_rms = taken(&self.inv_rms, "rms-norm")?;
         let width = self.weight.tensor().elem_count();
         let rows = Rows::plain(x.elem_count() / width.max(1), width);
-        let mut dx = Buffer::stale(x.elem_count()).into_vec();
+        let mut dx = Buffer::exact(x.elem_count()).into_vec();
         read2(x, dy, |x, dy| {
             read(self.weight.tensor(), |weight| {
                 add_gradient(&self.weight, |dw| {

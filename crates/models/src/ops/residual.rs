@@ -27,7 +27,7 @@ impl CustomOp2 for Residual {
             bail!("residual: {:?} and {:?} differ", lx.shape(), ly.shape());
         }
         let (x, y) = (slice("x", x, lx)?, slice("y", y, ly)?);
-        let mut sum = Buffer::stale(x.len()).into_vec();
+        let mut sum = Buffer::exact(x.len()).into_vec();
         senmon_kernels::residual::add(x, y, &mut sum);
         Ok((CpuStorage::F32(sum), lx.shape().clone()))
     }

@@ -44,7 +44,7 @@ unsafe fn tile<
 >(
     p: &Panels,
     chunk: &Chunk,
-    mut ask: Ask,
+    ask: Ask,
     rows: &[u32],
     first: usize,
     sums: Sums,
@@ -54,6 +54,8 @@ unsafe fn tile<
     unsafe {
         let ones = _mm256_set1_epi16(1);
         let signed = SPAN == 1;
+        let groups = chunk.len / (QUADS * 4);
+        let mut ask = ask.in_steps(2 * V * groups);
         for part in 0..2 * V {
             let (v, half) = (part / 2, part % 2);
             let (space, sums) = (&chunk.space[v], &mut sums[v][first..][..R]);
@@ -64,8 +66,8 @@ unsafe fn tile<
                     sum[r] = _mm256_loadu_ps(sums[r][half * 8..].as_ptr());
                 }
             }
-            for g in 0..chunk.len / (QUADS * 4) {
-                ask.step::<V>();
+            for g in 0..groups {
+                ask.step();
                 let mut acc = [_mm256_setzero_si256(); R];
                 if !MINS && !signed {
                     for r in 0..R {

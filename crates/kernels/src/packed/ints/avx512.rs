@@ -106,7 +106,7 @@ unsafe fn tile<
 >(
     p: &Panels,
     chunk: &Chunk,
-    mut ask: Ask,
+    ask: Ask,
     rows: &[u32],
     first: usize,
     sums: Sums,
@@ -125,8 +125,10 @@ unsafe fn tile<
                 }
             }
         }
-        for g in 0..chunk.len / (QUADS * 4) {
-            ask.step::<V>();
+        let groups = chunk.len / (QUADS * 4);
+        let mut ask = ask.in_steps(groups);
+        for g in 0..groups {
+            ask.step();
             let mut acc = [[_mm512_setzero_si512(); V]; R];
             if !MINS {
                 for r in 0..R {

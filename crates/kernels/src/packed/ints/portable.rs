@@ -30,14 +30,15 @@ unsafe fn tile<
 >(
     p: &Panels,
     chunk: &Chunk,
-    mut ask: Ask,
+    ask: Ask,
     rows: &[u32],
     first: usize,
     sums: Sums,
 ) {
     let at = rows_at::<R>(p, rows, chunk.index);
+    let mut ask = ask.in_steps(V);
     for v in 0..V {
-        ask.step::<V>();
+        ask.step();
         for (r, sums) in sums[v][first..][..R].iter_mut().enumerate() {
             // SAFETY: the row has the elements of a chunk, and what is behind them.
             unsafe { row::<QUADS, SUPER, MINS>(at[r], chunk.len, chunk.codes[v], &chunk.space[v], sums) };

@@ -5,6 +5,7 @@ use senmon_kernels::profile::{Kind, PRODUCTS, Profile, Total};
 use serde_json::{Value, json};
 use std::fmt::Write;
 use std::path::Path;
+use std::time::Duration;
 
 /// A table of each case.
 pub(super) fn words(cases: &[(String, Profile)], threads: usize) -> String {
@@ -84,23 +85,32 @@ pub(super) fn write(path: &Path, cases: &[(String, Profile)]) -> Result<()> {
         .map_err(|e| Failure::mistake(format!("cannot write {}: {e}", path.display())))
 }
 
+/// Numbers of processes are this far apart, and those of threads lie between: browsers take a thread of the same number in two
+/// processes for one.
+const APART: usize = 1000;
+
+/// Microseconds, for readers that cut what is left of a nanosecond: those of a step's end and of its last share's stay the same.
+fn micros(time: Duration) -> f64 {
+    (time.as_nanos() as f64 + 0.25) / 1e3
+}
+
 fn trace(cases: &[(String, Profile)]) -> Value {
     let mut events = Vec::new();
-    for (process, (name, profile)) in cases.iter().enumerate() {
+    for (number, (name, profile)) in cases.iter().enumerate() {
+        let process = APART * (number + 1);
         events.push(json!({"ph": "M", "pid": process, "name": "process_name", "args": {"name": name}}));
         let threads = profile.events.iter().map(|event| event.thread).max().map_or(0, |last| last + 1);
         for thread in 0..threads {
             let called = if thread == 0 { "the model".into() } else { format!("helper {thread}") };
-            let args = json!({"name": called});
-            events
-                .push(json!({"ph": "M", "pid": process, "tid": thread, "name": "thread_name", "args": args}));
+            events.push(json!({
+                "ph": "M", "pid": process, "tid": process + thread, "name": "thread_name", "args": {"name": called},
+            }));
         }
         for event in &profile.events {
             events.push(json!({
-                "ph": "X", "pid": process, "tid": event.thread, "name": event.name,
+                "ph": "X", "pid": process, "tid": process + event.thread, "name": event.name,
                 "cat": if event.kind == Kind::Step { "step" } else { "share" },
-                "ts": event.start.as_secs_f64() * 1e6,
-                "dur": event.end.saturating_sub(event.start).as_secs_f64() * 1e6,
+                "ts": micros(event.start), "dur": micros(event.end.saturating_sub(event.start)),
             }));
         }
     }
@@ -123,13 +133,21 @@ mod tests {
 
     #[test]
     fn a_trace_has_what_browsers_ask_for() {
-        let trace = trace(&recorded());
+        let twice = [recorded(), recorded()].concat();
+        let trace = trace(&twice);
         let events = trace["traceEvents"].as_array().unwrap();
         let spans: Vec<&Value> = events.iter().filter(|event| event["ph"] == "X").collect();
-        assert_eq!(spans.len(), 2);
+        assert_eq!(spans.len(), 4);
         assert_eq!((&spans[0]["name"], &spans[1]["name"]), (&json!("head"), &json!(PRODUCTS)));
-        let end = |event: &Value| event["ts"].as_f64().unwrap() + event["dur"].as_f64().unwrap();
-        assert!(end(spans[1]) <= end(spans[0]) + 1e-6);
+        // As a browser reads it, in whole nanoseconds: what began within a step ends within it.
+        let nanos = |value: &Value| (value.as_f64().unwrap() * 1e3) as u64;
+        let end = |event: &Value| nanos(&event["ts"]) + nanos(&event["dur"]);
+        assert!(end(spans[1]) <= end(spans[0]));
+        let recorded = &twice[0].1.events[0];
+        assert_eq!(u128::from(nanos(&spans[0]["ts"])), recorded.start.as_nanos());
+        assert_eq!(u128::from(end(spans[0])), recorded.end.as_nanos());
+        // A thread of each process.
+        assert_ne!(spans[0]["tid"], spans[2]["tid"]);
         assert!(
             events.iter().any(|event| event["name"] == "process_name" && event["args"]["name"] == "a case")
         );
