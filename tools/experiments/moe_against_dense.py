@@ -16,7 +16,7 @@ from runs import arguments, find, of_one_processor, read, train_all
 ARMS = {"moe": [], "dense": ["--set", "model.ffn=dense"]}
 # In steps of two, the best not at an end.
 PRESETS = {
-    "nano": {"tokens": 8_000_000, "rates": [7.5e-4, 1.5e-3, 3e-3, 6e-3]},
+    "nano": {"tokens": 8_000_000, "rates": [7.5e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2]},
     "tiny": {"tokens": 4_000_000, "rates": [1e-3, 2e-3, 4e-3, 8e-3]},
 }
 SEEDS = [0, 1, 2]
