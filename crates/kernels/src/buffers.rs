@@ -97,6 +97,13 @@ impl Buffer {
     }
 }
 
+impl From<Vec<f32>> for Buffer {
+    /// A vector whose memory becomes spare when the buffer is dropped.
+    fn from(whole: Vec<f32>) -> Self {
+        Self { len: whole.len(), whole }
+    }
+}
+
 impl Deref for Buffer {
     type Target = [f32];
     fn deref(&self) -> &[f32] {

@@ -11,6 +11,7 @@ use senmon_kernels::expert_mlp::Shape;
 use senmon_kernels::gemm::Precision;
 use senmon_kernels::rotary::Rope;
 use senmon_moe::layer::{MoeParams, Wants, extra_defs};
+use senmon_moe::tensor::recycle;
 use senmon_moe::{Ctx, MoeLayer, PackedWeight, Param, Routing, RoutingObserver, SelectionBias, Stored};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -480,7 +481,12 @@ impl Decoder {
         if layer.residual.scale != 1.0 {
             y = (y * layer.residual.scale as f64)?;
         }
-        Ok(ops::residual(x, &y)?)
+        let sum = ops::residual(x, &y)?;
+        recycle(y)?;
+        if before {
+            recycle(h)?;
+        }
+        Ok(sum)
     }
 }
 

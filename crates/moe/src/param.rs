@@ -10,6 +10,7 @@ use crate::stored::Stored;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor, Var, bail};
 use senmon_kernels::elements::Matrix;
 use senmon_kernels::gemm::Precision;
+use senmon_kernels::packed::Format;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A weight tensor (f32, contiguous, on the CPU) and, in training, where its gradient goes; or one that stays as it is stored.
@@ -75,6 +76,15 @@ impl Param {
     /// How exactly its products are computed, while it is a tensor.
     pub fn precision(&self) -> Precision {
         self.precision
+    }
+
+    /// What the activations of its products are rounded to, but for codes of 8 bits: by its type where it is packed.
+    pub fn precision_of_activations(&self) -> Precision {
+        match self.as_packed().map(PackedWeight::format) {
+            Some(Format::Bf16) => Precision::Bf16,
+            Some(_) => Precision::F32,
+            None => self.precision,
+        }
     }
 
     /// The name, as in the list of a model's parameters.

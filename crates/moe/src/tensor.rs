@@ -1,6 +1,7 @@
 //! Plain slices of candle tensors on the CPU, for kernels.
 
-use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use senmon_kernels::buffers::Buffer;
 
 /// The elements of a contiguous f32 argument of a custom op.
 pub fn slice<'a>(what: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -36,4 +37,28 @@ pub fn read2<R>(a: &Tensor, b: &Tensor, f: impl FnOnce(&[f32], &[f32]) -> R) -> 
 /// A tensor on the CPU that takes over `values`.
 pub fn own(values: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
     Tensor::from_vec(values, shape, &Device::Cpu)
+}
+
+/// Elements from which on the memory of a tensor is worth keeping: freed and asked for again it is cleared, or comes as fresh pages.
+const LONG: usize = 1 << 15;
+
+/// Keeps the memory of a tensor of f32 for the next [`Buffer`]. The tensor must be the last that looks at it; another that still did would
+/// find it empty, which is an error with everything that reads it. One with a history, or a short one, is dropped as it is.
+pub fn recycle(tensor: Tensor) -> Result<()> {
+    struct Take;
+    impl InplaceOp1 for Take {
+        fn name(&self) -> &'static str {
+            "recycle"
+        }
+        fn cpu_fwd(&self, storage: &mut CpuStorage, _: &Layout) -> Result<()> {
+            if let CpuStorage::F32(values) = storage {
+                drop(Buffer::from(std::mem::take(values)));
+            }
+            Ok(())
+        }
+    }
+    if tensor.track_op() || tensor.is_variable() || tensor.elem_count() < LONG {
+        return Ok(());
+    }
+    tensor.inplace_op1(&Take)
 }

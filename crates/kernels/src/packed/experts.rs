@@ -1,6 +1,6 @@
 //! The MLPs of all experts with packed weights as one list of tasks: none waits for an expert that is not its own.
 
-use super::product::{self, Forms, Pair, ROWS, Target, share, sums, with_space};
+use super::product::{self, Columns, Forms, Pair, ROWS, RUN, Space, Target, pieces, share, with_space};
 use super::{PANEL, Packed};
 use crate::activation;
 use crate::buffers::Buffer;
@@ -146,18 +146,21 @@ pub fn mlp(
                     // A gated expert's pair is one panel of each half.
                     let step = if s.gated { 1 } else { 2 };
                     let bias = biases.up.map(|bias| &bias[expert * s.pre()..][..s.pre()]);
+                    let rows = &d.token_of_row[task.rows.clone()];
                     with_space(|space| {
-                        for panel in panels.clone().step_by(step) {
-                            let more = panel + step < panels.end;
-                            let ahead = if more { Some(pair(task, panel + step)) } else { after };
-                            let rows = &d.token_of_row[task.rows.clone()];
-                            let columns = panel * PANEL..i.min(panels.end.min(panel + step) * PANEL);
+                        for run in pieces(panels.clone(), RUN) {
+                            for panel in run.clone().step_by(step) {
+                                let more = panel + step < panels.end;
+                                let ahead = if more { Some(pair(task, panel + step)) } else { after };
+                                let Space { scratch, sums, results } = &mut *space;
+                                product::sums(level, pair(task, panel), ahead, first, rows, scratch, sums);
+                                let results = &mut results[panel - run.start..][..step];
+                                activate(level, s, bias, panel, rows.len(), sums, results);
+                            }
+                            let columns = run.start * PANEL..i.min(run.end * PANEL);
                             let target = Target { out: inner, width: wide, rows: task.rows.clone(), columns };
-                            target.ask();
-                            sums(level, pair(task, panel), ahead, first, rows, space);
-                            activate(level, s, bias, panel, rows.len(), space);
                             // SAFETY: a row's columns of a panel are one task's.
-                            unsafe { target.write(&space.made, false) };
+                            unsafe { target.write(&space.results, false) };
                         }
                     });
                     ups.done(task.place);
@@ -174,25 +177,29 @@ pub fn mlp(
                 Step::Down(panels) => {
                     forms.wait(task.place);
                     let bias = biases.down.map(|bias| &bias[expert * h..][..h]);
+                    let rows = &every[task.rows.clone()];
                     with_space(|space| {
-                        for panel in panels.clone().step_by(2) {
-                            let more = panel + 2 < panels.end;
-                            let ahead = if more { Some(pair(task, panel + 2)) } else { after };
-                            let rows = &every[task.rows.clone()];
-                            let columns = panel * PANEL..h.min(panels.end.min(panel + 2) * PANEL);
-                            let target =
-                                Target { out, width: h, rows: task.rows.clone(), columns: columns.clone() };
-                            target.ask();
-                            sums(level, pair(task, panel), ahead, second.view(), rows, space);
+                        for run in pieces(panels.clone(), RUN) {
+                            for panel in run.clone().step_by(2) {
+                                let more = panel + 2 < panels.end;
+                                let ahead = if more { Some(pair(task, panel + 2)) } else { after };
+                                let to = &mut space.results.as_chunks_mut().0[(panel - run.start) / 2];
+                                let (this, from) = (pair(task, panel), second.view());
+                                product::sums(level, this, ahead, from, rows, &mut space.scratch, to);
+                            }
+                            let columns = run.start * PANEL..h.min(run.end * PANEL);
                             if let Some(bias) = bias {
-                                for (sums, bias) in space.sums.iter_mut().zip(bias[columns].chunks(PANEL)) {
+                                for (sums, bias) in
+                                    space.results.iter_mut().zip(bias[columns.clone()].chunks(PANEL))
+                                {
                                     for row in &mut sums[..rows.len()] {
                                         row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
                                     }
                                 }
                             }
+                            let target = Target { out, width: h, rows: task.rows.clone(), columns };
                             // SAFETY: as above.
-                            unsafe { target.write(&space.sums, false) };
+                            unsafe { target.write(&space.results, false) };
                         }
                     });
                 }
@@ -205,17 +212,17 @@ pub fn mlp(
     }
 }
 
-/// From the sums of a pair of panels to `space.made`: act(gate) · up of one panel, or act(up) of two.
+/// From the sums of a pair of panels, of which `panel` is the first, to the results: act(gate) · up of one panel, or act(up) of two.
 fn activate(
     level: Level,
     s: Shape,
     bias: Option<&[f32]>,
     panel: usize,
     rows: usize,
-    space: &mut product::Space,
+    [a, b]: &mut [Columns; 2],
+    results: &mut [Columns],
 ) {
     let i = s.intermediate;
-    let [a, b] = &mut space.sums;
     let (a, b) = (&mut a[..rows], &mut b[..rows]);
     if let Some(bias) = bias {
         let at = panel * PANEL;
@@ -226,13 +233,19 @@ fn activate(
             sums.iter_mut().for_each(|row| row.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
         }
     }
-    let [made_a, made_b] = &mut space.made;
-    let (made_a, made_b) = (made_a[..rows].as_flattened_mut(), made_b[..rows].as_flattened_mut());
-    if s.gated {
-        activation::gated(level, s.activation, a.as_flattened(), b.as_flattened(), made_a);
-    } else {
-        activation::plain(level, s.activation, a.as_flattened(), made_a);
-        activation::plain(level, s.activation, b.as_flattened(), made_b);
+    match results {
+        [to] => activation::gated(
+            level,
+            s.activation,
+            a.as_flattened(),
+            b.as_flattened(),
+            to[..rows].as_flattened_mut(),
+        ),
+        _ => {
+            for (to, from) in results.iter_mut().zip([a, b]) {
+                activation::plain(level, s.activation, from.as_flattened(), to[..rows].as_flattened_mut());
+            }
+        }
     }
 }
 
@@ -241,24 +254,20 @@ fn cut(d: &Dispatch, touched: &[usize], one: &Expert) -> Vec<Task> {
     let mut tasks = Vec::new();
     let gated = one.gate.is_some();
     let bytes = |w: Packed| w.format.panel_bytes(w.k);
-    let up = share(one.up.panels() * touched.len() * (1 + usize::from(gated)), bytes(one.up));
-    let up = if gated { up.div_ceil(2) } else { up };
-    let down = share(one.down.panels() * touched.len(), bytes(one.down));
+    let (halves, rows) = (1 + usize::from(gated), d.rows() / touched.len().max(1));
+    let up = share(one.up.panels() * touched.len() * halves, bytes(one.up), rows, RUN * halves) / halves;
+    let down = share(one.down.panels() * touched.len(), bytes(one.down), rows, RUN);
     let mut add = |rows: usize, step: &dyn Fn() -> Vec<Step>| {
         for (place, expert) in touched.iter().enumerate() {
             let all = d.rows_of(*expert);
             for step in step() {
                 // Rows of the same panels are neighbours: the second finds them in a cache.
-                for first in all.clone().step_by(rows) {
-                    let rows = first..all.end.min(first + rows);
-                    tasks.push(Task { place, rows, step: step.clone() });
-                }
+                tasks.extend(pieces(all.clone(), rows).map(|rows| Task { place, rows, step: step.clone() }));
             }
         }
     };
-    let pieces = |panels: usize, size: usize| (0..panels).step_by(size).map(move |p| p..panels.min(p + size));
-    add(ROWS, &|| pieces(one.up.panels(), up).map(Step::Up).collect());
+    add(ROWS, &|| pieces(0..one.up.panels(), up).map(Step::Up).collect());
     add(FORMED, &|| vec![Step::Form]);
-    add(ROWS, &|| pieces(one.down.panels(), down).map(Step::Down).collect());
+    add(ROWS, &|| pieces(0..one.down.panels(), down).map(Step::Down).collect());
     tasks
 }

@@ -5,10 +5,12 @@ use super::pack::halves;
 use super::{CHUNK, Format, PANEL};
 use crate::simd::Level;
 
-/// Rows of a tile, at most.
-pub(super) fn height(level: Level) -> usize {
+/// Rows of a tile, at most: as many as have their sums in registers.
+pub(super) fn height(level: Level, format: Format) -> usize {
     match level {
         Level::Avx512 => 14,
+        // A line of pairs takes two more registers.
+        Level::Avx2 if format == Format::Bf16 => 5,
         Level::Avx2 => 6,
         Level::Portable => 4,
     }
@@ -50,7 +52,7 @@ impl Tile<'_> {
 pub(super) unsafe fn tile(level: Level, t: &Tile, sums: &mut [[[f32; PANEL]; MOST]; 2]) {
     let bytes = t.format.panel_bytes(t.k);
     assert!(t.panels.iter().all(|panel| panel.len() >= bytes), "panels of {bytes} bytes");
-    assert!(t.rows.len() <= height(level));
+    assert!(t.rows.len() <= height(level, t.format));
     macro_rules! by_rows {
         ($kernel:ident, $($r:literal)*) => {
             match (t.rows.len(), t.single) {
@@ -77,7 +79,7 @@ pub(super) unsafe fn tile(level: Level, t: &Tile, sums: &mut [[[f32; PANEL]; MOS
         #[cfg(target_arch = "x86_64")]
         (Level::Avx512, Form::F32) => by_rows!(f32_avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
         #[cfg(target_arch = "x86_64")]
-        (Level::Avx2, Form::Rounded) => by_rows!(rounded_avx2, 1 2 3 4 5 6),
+        (Level::Avx2, Form::Rounded) => by_rows!(rounded_avx2, 1 2 3 4 5),
         #[cfg(target_arch = "x86_64")]
         (Level::Avx2, Form::F32) => by_rows!(f32_avx2, 1 2 3 4 5 6),
         (_, Form::Rounded) => by_rows!(rounded_portable, 1 2 3 4),
@@ -284,31 +286,28 @@ mod x86 {
         }
     }
 
-    /// As [`line_avx512`], eight weights from column 8·`half` on.
+    /// A step of k for a tile: eight columns in `w[0]`, eight in `w[1]`.
     ///
     /// # Safety
-    /// AVX2 and F16C; a line there.
+    /// AVX2 and FMA; rows with element `p`.
     #[inline]
-    #[target_feature(enable = "avx2,f16c")]
-    unsafe fn line_avx2<const LINE: u8>(at: *const u8, p: usize, half: usize) -> __m256 {
-        // SAFETY: by the caller's promise.
-        unsafe {
-            match LINE {
-                F32 => _mm256_loadu_ps(at.add(32 * half).cast()),
-                F16 => _mm256_cvtph_ps(_mm_loadu_si128(at.add(16 * half).cast())),
-                _ => {
-                    let pairs = _mm256_loadu_si256(at.add(32 * half).cast());
-                    _mm256_castsi256_ps(if p.is_multiple_of(2) {
-                        _mm256_slli_epi32::<16>(pairs)
-                    } else {
-                        _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32))
-                    })
-                }
-            }
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn step_avx2<const R: usize>(
+        w: [__m256; 2],
+        rows: &[*const f32; R],
+        p: usize,
+        sum: &mut [[__m256; 2]; R],
+    ) {
+        for r in 0..R {
+            // SAFETY: by the caller's promise.
+            let x = unsafe { _mm256_set1_ps(*rows[r].add(p)) };
+            sum[r][0] = _mm256_fmadd_ps(x, w[0], sum[r][0]);
+            sum[r][1] = _mm256_fmadd_ps(x, w[1], sum[r][1]);
         }
     }
 
-    /// As [`wide_avx512`], one panel after the other.
+    /// As [`wide_avx512`], one panel after the other. Its loops are over whole lines: with a choice in the innermost one the sums would not
+    /// stay in registers.
     ///
     /// # Safety
     /// As [`bf16_avx512`].
@@ -318,30 +317,64 @@ mod x86 {
         // SAFETY: as in `bf16_avx512`.
         unsafe {
             for v in 0..V {
-                let panel = t.panels[v].as_ptr();
                 let (mut rows, mut sum) = ([std::ptr::null::<f32>(); R], [[_mm256_setzero_ps(); 2]; R]);
                 for first in (0..t.k).step_by(CHUNK) {
                     let stride = first / CHUNK * t.chunk_stride;
                     for r in 0..R {
                         rows[r] = t.rows[r].wrapping_add(stride).cast();
                     }
-                    for p in first..t.k.min(first + CHUNK) {
-                        let at = panel.add(place::<LINE>(p));
+                    let count = CHUNK.min(t.k - first);
+                    let mut at = t.panels[v].as_ptr().add(place::<LINE>(first));
+                    let mut ahead = t.ahead.wrapping_add(place::<LINE>(first));
+                    let lines = if LINE == PAIRS { count / 2 } else { count };
+                    for line in 0..lines {
                         _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                        _mm_prefetch::<_MM_HINT_T1>(t.ahead.wrapping_add(place::<LINE>(p)).cast());
-                        let w = [line_avx2::<LINE>(at, p, 0), line_avx2::<LINE>(at, p, 1)];
-                        for r in 0..R {
-                            let x = _mm256_set1_ps(*rows[r].add(p - first));
-                            sum[r][0] = _mm256_fmadd_ps(x, w[0], sum[r][0]);
-                            sum[r][1] = _mm256_fmadd_ps(x, w[1], sum[r][1]);
+                        _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
+                        match LINE {
+                            F32 => {
+                                let w = [_mm256_loadu_ps(at.cast()), _mm256_loadu_ps(at.add(32).cast())];
+                                step_avx2(w, &rows, line, &mut sum);
+                            }
+                            F16 => {
+                                let (a, b) = (_mm_loadu_si128(at.cast()), _mm_loadu_si128(at.add(16).cast()));
+                                step_avx2([_mm256_cvtph_ps(a), _mm256_cvtph_ps(b)], &rows, line, &mut sum);
+                            }
+                            _ => {
+                                step_avx2(halves_avx2::<false>(at), &rows, 2 * line, &mut sum);
+                                step_avx2(halves_avx2::<true>(at), &rows, 2 * line + 1, &mut sum);
+                            }
                         }
+                        at = at.add(if LINE == F16 { 32 } else { 64 });
+                        ahead = ahead.wrapping_add(if LINE == F16 { 32 } else { 64 });
+                    }
+                    if LINE == PAIRS && count % 2 == 1 {
+                        step_avx2(halves_avx2::<false>(at), &rows, count - 1, &mut sum);
                     }
                 }
-                for (sum, to) in sum.iter().zip(&mut sums[v]) {
-                    _mm256_storeu_ps(to.as_mut_ptr(), sum[0]);
-                    _mm256_storeu_ps(to[8..].as_mut_ptr(), sum[1]);
+                for r in 0..R {
+                    _mm256_storeu_ps(sums[v][r].as_mut_ptr(), sum[r][0]);
+                    _mm256_storeu_ps(sums[v][r][8..].as_mut_ptr(), sum[r][1]);
                 }
             }
+        }
+    }
+
+    /// The first or the second of each pair of a line, as f32.
+    ///
+    /// # Safety
+    /// AVX2; a line there.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    unsafe fn halves_avx2<const SECOND: bool>(at: *const u8) -> [__m256; 2] {
+        // SAFETY: by the caller's promise.
+        unsafe {
+            let (a, b) = (_mm256_loadu_si256(at.cast()), _mm256_loadu_si256(at.add(32).cast()));
+            if SECOND {
+                let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+                let (a, b) = (_mm256_and_si256(a, upper), _mm256_and_si256(b, upper));
+                return [_mm256_castsi256_ps(a), _mm256_castsi256_ps(b)];
+            }
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(a)), _mm256_castsi256_ps(_mm256_slli_epi32::<16>(b))]
         }
     }
 }

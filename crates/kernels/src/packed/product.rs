@@ -14,13 +14,24 @@ use std::ops::Range;
 /// Rows of activations that a task takes, at most: what it reads of them stays in the second-level cache.
 pub(super) const ROWS: usize = 256;
 
+/// Panels whose results are gathered before they are written: a row's are then written as one run.
+pub(super) const RUN: usize = 8;
+
+/// Numbers of the columns of a panel, \[rows, 16\].
+pub(super) type Columns = Vec<[f32; PANEL]>;
+
 /// What one thread computes in.
 pub(super) struct Space {
+    pub scratch: Scratch,
+    /// Sums of two panels that are not yet results.
+    pub sums: [Columns; 2],
+    /// Results of panels beside each other.
+    pub results: [Columns; RUN],
+}
+
+/// What kernels need for themselves.
+pub(super) struct Scratch {
     unpacked: Box<[Unpacked; 2]>,
-    /// Sums of two panels, \[rows, 16\].
-    pub sums: [Vec<[f32; PANEL]>; 2],
-    /// What an epilogue makes of them.
-    pub made: [Vec<[f32; PANEL]>; 2],
     rows: Vec<*const u8>,
 }
 
@@ -28,10 +39,9 @@ pub(super) struct Space {
 pub(super) fn with_space<R>(work: impl FnOnce(&mut Space) -> R) -> R {
     thread_local! {
         static SPACE: RefCell<Space> = RefCell::new(Space {
-            unpacked: Box::new([const { Unpacked::new() }; 2]),
-            sums: [vec![[0.0; PANEL]; ROWS], vec![[0.0; PANEL]; ROWS]],
-            made: [vec![[0.0; PANEL]; ROWS], vec![[0.0; PANEL]; ROWS]],
-            rows: Vec::with_capacity(ROWS),
+            scratch: Scratch { unpacked: Box::new([const { Unpacked::new() }; 2]), rows: Vec::with_capacity(ROWS) },
+            sums: std::array::from_fn(|_| vec![[0.0; PANEL]; ROWS]),
+            results: std::array::from_fn(|_| vec![[0.0; PANEL]; ROWS]),
         });
     }
     SPACE.with_borrow_mut(work)
@@ -57,8 +67,16 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// The sums of `rows` of the activations with a pair of panels, into `space.sums`. `ahead` is what the thread will need next.
-pub(super) fn sums(level: Level, pair: Pair, ahead: Option<Pair>, a: View, rows: &[u32], space: &mut Space) {
+/// The sums of `rows` of the activations with a pair of panels, into the first rows of `to`. `ahead` is what the thread will need next.
+pub(super) fn sums(
+    level: Level,
+    pair: Pair,
+    ahead: Option<Pair>,
+    a: View,
+    rows: &[u32],
+    space: &mut Scratch,
+    to: &mut [Columns; 2],
+) {
     let (w, _) = pair.first;
     assert!(rows.len() <= ROWS && w.k == a.k(), "{} rows of {} elements", rows.len(), a.k());
     assert!(rows.iter().all(|row| (*row as usize) < a.rows()), "rows of {}", a.rows());
@@ -72,13 +90,13 @@ pub(super) fn sums(level: Level, pair: Pair, ahead: Option<Pair>, a: View, rows:
             rows,
             next: ahead.map_or([std::ptr::null(); 2], |pair| pair.panels().map(<[u8]>::as_ptr)),
         };
-        ints::panels(level, &panels, &mut space.unpacked, &mut space.sums);
+        ints::panels(level, &panels, &mut space.unpacked, to);
         return;
     }
     space.rows.clear();
     space.rows.extend(rows.iter().map(|row| a.chunk(0, *row as usize)));
     a.check(level, w.format);
-    let tiles = rows.len().div_ceil(floats::height(level)).max(1);
+    let tiles = rows.len().div_ceil(floats::height(level, w.format)).max(1);
     let (low, more) = (rows.len() / tiles, rows.len() % tiles);
     let mut found = [[[0.0; PANEL]; MOST]; 2];
     let (panels, next) = (pair.panels(), ahead.map(|pair| pair.panels()));
@@ -102,7 +120,7 @@ pub(super) fn sums(level: Level, pair: Pair, ahead: Option<Pair>, a: View, rows:
         };
         // SAFETY: rows of activations that were made for this format, with `k` elements.
         unsafe { floats::tile(level, &tile, &mut found) };
-        for (sums, found) in space.sums.iter_mut().zip(&found) {
+        for (sums, found) in to.iter_mut().zip(&found) {
             sums[first..][..height].copy_from_slice(&found[..height]);
         }
         first += height;
@@ -118,11 +136,14 @@ struct Task {
 
 /// Bytes of weights that a task reads, at most, unless two panels are more: some ten microseconds from memory.
 const TASK: usize = 256 << 10;
+/// Rows from which on arithmetic takes longer than memory, and a task has a whole [`RUN`].
+const MANY: usize = 32;
 
-/// Panels that a task of a weight takes, of so many bytes each, so that each thread gets several of all `total`, and what the others wait
-/// for at the end is little.
-pub(super) fn share(total: usize, bytes: usize) -> usize {
-    let most = (TASK / bytes.max(1) / 2 * 2).clamp(2, 32);
+/// Panels that a task of a weight takes, of so many bytes each and for so many rows, so that each thread gets several of all `total`, and
+/// what the others wait for at the end is little. `run` of them give a whole [`RUN`] of results.
+pub(super) fn share(total: usize, bytes: usize, rows: usize, run: usize) -> usize {
+    let least = if rows < MANY { 2 } else { run };
+    let most = (TASK / bytes.max(1) / 2 * 2).clamp(least, 32);
     (total / (8 * rayon::current_num_threads())).next_multiple_of(2).clamp(2, most)
 }
 
@@ -152,13 +173,10 @@ pub fn linear(level: Level, product: Linear) {
     let forms = Forms::of(level, x, k, weights.iter().map(Packed::format));
     let total: usize = weights.iter().map(Packed::panels).sum();
     let bytes = weights.iter().map(|w| w.format.panel_bytes(k)).max().unwrap_or(0);
-    let (size, mut tasks) = (share(total, bytes), Vec::new());
+    let (size, mut tasks) = (share(total, bytes, count, RUN), Vec::new());
     for (part, w) in weights.iter().enumerate() {
-        for first in (0..w.panels()).step_by(size) {
-            let panels = first..w.panels().min(first + size);
-            for row in (0..count).step_by(ROWS) {
-                tasks.push(Task { part, panels: panels.clone(), rows: row..count.min(row + ROWS) });
-            }
+        for panels in pieces(0..w.panels(), size) {
+            tasks.extend(pieces(0..count, ROWS).map(|rows| Task { part, panels: panels.clone(), rows }));
         }
     }
     let starts: Vec<usize> =
@@ -170,26 +188,33 @@ pub fn linear(level: Level, product: Linear) {
         let (w, rows) = (weights[task.part], &rows[task.rows.clone()]);
         let after = next.map(|next| &tasks[next]).map(|t| pair(t.part, t.panels.start, t.panels.end));
         with_space(|space| {
-            for panel in task.panels.clone().step_by(2) {
-                let this = pair(task.part, panel, task.panels.end);
-                let ahead = match panel + 2 < task.panels.end {
-                    true => Some(pair(task.part, panel + 2, task.panels.end)),
-                    false => after,
-                };
-                let panels = 1 + usize::from(this.second.is_some());
-                let columns =
-                    starts[task.part] + panel * PANEL..starts[task.part] + w.n.min((panel + panels) * PANEL);
+            let form = forms.get(w.format).view();
+            for run in pieces(task.panels.clone(), RUN) {
+                for panel in run.clone().step_by(2) {
+                    let this = pair(task.part, panel, task.panels.end);
+                    let ahead = match panel + 2 < task.panels.end {
+                        true => Some(pair(task.part, panel + 2, task.panels.end)),
+                        false => after,
+                    };
+                    let to = &mut space.results.as_chunks_mut().0[(panel - run.start) / 2];
+                    sums(level, this, ahead, form, rows, &mut space.scratch, to);
+                }
+                let first = starts[task.part];
+                let columns = first + run.start * PANEL..first + w.n.min(run.end * PANEL);
                 let target = Target { out: shared, width, rows: task.rows.clone(), columns };
-                target.ask();
-                sums(level, this, ahead, forms.get(w.format).view(), rows, space);
                 // SAFETY: a row's columns of a panel are one task's.
-                unsafe { target.write(&space.sums, accumulate) };
+                unsafe { target.write(&space.results, accumulate) };
             }
         });
     });
 }
 
-/// Where a task's sums go: columns, of at most two panels, of rows of a matrix of `width` columns.
+/// `range` cut into pieces of `size`.
+pub(super) fn pieces(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    range.clone().step_by(size).map(move |first| first..range.end.min(first + size))
+}
+
+/// Where results go: columns, of at most [`RUN`] panels, of rows of a matrix of `width` columns.
 pub(super) struct Target<'a> {
     pub out: Shared<'a, f32>,
     pub width: usize,
@@ -198,41 +223,42 @@ pub(super) struct Target<'a> {
 }
 
 impl Target<'_> {
-    /// Asks for the memory before the sums are made: each row is on another page, and a store that misses waits long.
-    pub fn ask(&self) {
+    /// Cache lines that are asked for before they are written.
+    const LINES: usize = 32;
+
+    /// Asks for the memory of a row: each is on another page, and a store that misses waits long.
+    #[inline(always)]
+    fn ask(&self, row: usize) {
         #[cfg(target_arch = "x86_64")]
-        for row in self.rows.clone() {
-            let start = self.out.as_ptr().wrapping_add(row * self.width + self.columns.start);
-            // The first line may begin before the first column.
-            let before = start.addr() % 64 / size_of::<f32>();
-            for at in (0..before + self.columns.len()).step_by(16) {
-                // SAFETY: SSE is part of x86-64, and a prefetch has no effect on what the program computes.
-                unsafe {
-                    use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-                    _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(at).cast());
-                }
+        for at in self.columns.clone().step_by(PANEL) {
+            // SAFETY: SSE is part of x86-64, and a prefetch has no effect on what the program computes.
+            unsafe {
+                use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+                _mm_prefetch::<_MM_HINT_T0>(self.out.as_ptr().wrapping_add(row * self.width + at).cast());
             }
         }
     }
 
-    /// Writes, or adds, what `from` has of two panels.
+    /// Writes, or adds, the first rows of the panels of `from`.
     ///
     /// # Safety
     /// Nobody else reads or writes these columns of these rows meanwhile.
-    pub unsafe fn write(&self, from: &[Vec<[f32; PANEL]>; 2], accumulate: bool) {
+    pub unsafe fn write(&self, from: &[Columns], accumulate: bool) {
         let columns = self.columns.len();
-        for (v, from) in from.iter().enumerate().take(columns.div_ceil(PANEL)) {
-            let first = v * PANEL;
-            let some = PANEL.min(columns - first);
-            for (row, from) in self.rows.clone().zip(from) {
-                // SAFETY: by the caller's promise.
-                let to = unsafe { self.out.part(row * self.width + self.columns.start + first, some) };
-                match to.first_chunk_mut::<PANEL>() {
-                    // Of a known length: no call for each 64 bytes.
-                    Some(to) if !accumulate => to.iter_mut().zip(from).for_each(|(to, from)| *to = *from),
-                    _ if accumulate => to.iter_mut().zip(from).for_each(|(to, from)| *to += from),
-                    _ => to.copy_from_slice(&from[..some]),
-                }
+        let whole = columns.is_multiple_of(PANEL) && !accumulate;
+        let ahead = (Self::LINES * PANEL / columns.max(1)).max(1);
+        for (r, row) in self.rows.clone().enumerate() {
+            self.ask((row + ahead).min(self.rows.end - 1));
+            // SAFETY: by the caller's promise.
+            let to = unsafe { self.out.part(row * self.width + self.columns.start, columns) };
+            if whole {
+                // Of a known length: no call for each 64 bytes.
+                to.as_chunks_mut::<PANEL>().0.iter_mut().zip(from).for_each(|(to, from)| *to = from[r]);
+                continue;
+            }
+            for (to, from) in to.chunks_mut(PANEL).zip(from) {
+                let each = to.iter_mut().zip(&from[r]);
+                each.for_each(|(to, x)| *to = if accumulate { *to + x } else { *x });
             }
         }
     }

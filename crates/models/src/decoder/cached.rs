@@ -6,6 +6,7 @@ use crate::ops::{Continued, LayerCache};
 use candle_core::Tensor;
 use senmon_kernels::rotary::Rope;
 use senmon_moe::ops::product_into;
+use senmon_moe::tensor::recycle;
 use std::sync::Arc;
 
 /// Keys and values of one sequence.
@@ -128,11 +129,13 @@ impl Decoder {
             sequences.sort_by_key(|(member, _)| *member);
             let mut sequences: Vec<Continued> =
                 sequences.into_iter().map(|(_, continued)| continued).collect();
-            x = match &layer.attention {
+            let seen = match &layer.attention {
                 Attention::Heads(block) => block.forward_cached(&x, &mut sequences)?,
                 Attention::Latent(block) => block.forward_cached(&x, &mut sequences)?,
             };
-            x = self.ffn(l, &x, &all, 1, pass, &mut routings)?.detach();
+            recycle(x)?;
+            x = self.ffn(l, &seen, &all, 1, pass, &mut routings)?.detach();
+            recycle(seen)?;
         }
         for (tokens, cache) in tokens.iter().zip(caches) {
             cache.len += tokens.len();

@@ -98,6 +98,9 @@ impl LayerCache {
     ) {
         self.keys.truncate((past - self.forgotten) * width);
         self.values.truncate((past - self.forgotten) * width);
+        let more = tokens.size_hint().0 * width;
+        self.keys.reserve(more);
+        self.values.reserve(more);
         for (key, value) in tokens {
             self.keys.extend_from_slice(key);
             self.values.extend_from_slice(value);
@@ -339,7 +342,8 @@ impl AttentionBlock {
                 let heads = self.heads(1, *tokens, *past + *tokens - cache.forgotten);
                 let (o, mut lse) =
                     (&mut o[first * a..][..*tokens * a], Buffer::stale(*tokens * self.spec.heads));
-                attention::forward(heads, qkv, q, &cache.keys, c, &cache.values, c, o, a, &mut lse);
+                let how = self.qkv.precision_of_activations();
+                attention::forward_at(how, heads, qkv, q, &cache.keys, c, &cache.values, c, o, a, &mut lse);
                 self.sink(heads, o, &lse)?;
                 if let Some(window) = self.window {
                     cache.forget(window, c);
@@ -387,7 +391,7 @@ impl CustomOp1 for AttentionOp {
         let heads = block.heads(self.batch, queries, queries);
         let (keys, values) =
             (&saved.qkv[a.min(saved.qkv.len())..], &saved.qkv[(a + c).min(saved.qkv.len())..]);
-        let (how, o) = (block.qkv.precision(), &mut saved.o);
+        let (how, o) = (block.qkv.precision_of_activations(), &mut saved.o);
         attention::forward_at(how, heads, &saved.qkv, q, keys, q, values, q, o, a, &mut saved.lse);
         block.sink(heads, &mut saved.o, &saved.lse)?;
         let y = block.finish(x, &saved.o)?;

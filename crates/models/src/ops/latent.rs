@@ -141,7 +141,8 @@ impl LatentBlock {
         };
         let mut lse = Buffer::stale(rows * heads);
         let stride = heads * width;
-        attention::forward(h, queries, stride, keys, width, keys, width, o, stride, &mut lse);
+        let how = self.kv_a.precision_of_activations();
+        attention::forward_at(how, h, queries, stride, keys, width, keys, width, o, stride, &mut lse);
     }
 
     /// What comes of `o` \[T, heads, C + R\], turned into values: \[T, heads·value\].
