@@ -169,6 +169,29 @@ fn a_row_has_its_bits_in_tiles_of_any_height() {
 }
 
 #[test]
+fn a_wide_result_is_written_whole() {
+    let mut random = Random(11);
+    for (format, k) in [(Format::F32, 33), (Format::Bf16, 64), (Format::Q8_0, 64)] {
+        // On one thread a task has 10 panels: a run of eight and one of two, of which the last is not whole.
+        let (m, n) = (70, 16 * 80 - 3);
+        let w = Weight::random(&mut random, format, n, k);
+        let x = random.vec(m * k, 1.0);
+        for level in Level::available() {
+            let run = |x: &[f32], accumulate| {
+                let mut y = vec![1.0; x.len() / k * n];
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+                pool.install(|| linear(level, Linear { x, weights: &[w.packed()], y: &mut y, accumulate }));
+                y
+            };
+            let alone: Vec<f32> = x.chunks_exact(k).flat_map(|x| run(x, false)).collect();
+            assert_eq!(bits(&run(&x, false)), bits(&alone), "{format:?} {level:?}");
+            let sums: Vec<f32> = alone.iter().map(|y| 1.0 + y).collect();
+            assert_eq!(bits(&run(&x, true)), bits(&sums), "{format:?} {level:?}");
+        }
+    }
+}
+
+#[test]
 fn weights_of_several_formats_share_a_product() {
     let mut random = Random(10);
     let (m, n, k) = (7, 20, 96);
@@ -353,6 +376,8 @@ fn a_layer_is_that_of_the_decoded_experts() {
         (Format::Mxfp4, Format::Mxfp4, 32, 64, false, Activation::Silu),
         // Rows of the inner width would be a multiple of 4 KiB apart.
         (Format::Q8_0, Format::Q6K, 32, 1024, true, Activation::Silu),
+        // A task has several runs of the outer width, the last panel is not whole.
+        (Format::Bf16, Format::Bf16, 1047, 36, true, Activation::Silu),
     ];
     for (up, down, hidden, intermediate, gated, activation) in cases {
         let shape = Shape { hidden, intermediate, activation, gated };
