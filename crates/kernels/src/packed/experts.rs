@@ -1,6 +1,6 @@
 //! The MLPs of all experts with packed weights as one list of tasks: none waits for an expert that is not its own.
 
-use super::product::{self, Columns, Forms, Pair, ROWS, RUN, Space, Target, pieces, share, with_space};
+use super::product::{self, Columns, Forms, ROWS, RUN, Space, Stretch, Target, pieces, share, with_space};
 use super::{PANEL, Packed};
 use crate::activation;
 use crate::buffers::Buffer;
@@ -124,44 +124,32 @@ pub fn mlp(
         let second = second.shares();
         let inner = Shared::new(&mut inner);
         let out = Shared::new(if direct { &mut *y } else { &mut rows_out });
-        let pair = |task: &Task, panel: usize| {
+        let stretch = |task: &Task| {
             let expert = &experts[touched[task.place]];
-            match (&task.step, expert.gate) {
-                (Step::Up(_), Some(gate)) => Pair { first: (gate, panel), second: Some((expert.up, panel)) },
-                (Step::Up(panels), None) => Pair::of(expert.up, panel, panels.end),
-                (Step::Down(panels), _) => Pair::of(expert.down, panel, panels.end),
-                (Step::Form, _) => Pair::of(expert.down, 0, 1),
-            }
-        };
-        let start = |task: &Task| match &task.step {
-            Step::Up(panels) | Step::Down(panels) => panels.start,
-            Step::Form => 0,
+            let (weights, panels) = match (&task.step, expert.gate) {
+                (Step::Up(panels), Some(gate)) => ([Some(gate), Some(expert.up)], panels.clone()),
+                (Step::Up(panels), None) => ([Some(expert.up), None], panels.clone()),
+                (Step::Down(panels), _) => ([Some(expert.down), None], panels.clone()),
+                (Step::Form, _) => ([Some(expert.down), None], 0..1),
+            };
+            Stretch { weights, panels }
         };
         pool::for_each_ahead(tasks.len(), |index, next| {
             let task = &tasks[index];
             let expert = touched[task.place];
-            let after = next.map(|next| pair(&tasks[next], start(&tasks[next])));
+            let after = next.map(|next| stretch(&tasks[next]));
             match &task.step {
-                Step::Up(panels) => {
-                    // A gated expert's pair is one panel of each half.
-                    let step = if s.gated { 1 } else { 2 };
+                Step::Up(_) => {
                     let bias = biases.up.map(|bias| &bias[expert * s.pre()..][..s.pre()]);
                     let rows = &d.token_of_row[task.rows.clone()];
                     with_space(|space| {
-                        for run in pieces(panels.clone(), RUN) {
-                            for panel in run.clone().step_by(step) {
-                                let more = panel + step < panels.end;
-                                let ahead = if more { Some(pair(task, panel + step)) } else { after };
-                                let Space { scratch, sums, results } = &mut *space;
-                                product::sums(level, pair(task, panel), ahead, first, rows, scratch, sums);
-                                let results = &mut results[panel - run.start..][..step];
-                                activate(level, s, bias, panel, rows.len(), sums, results);
-                            }
+                        stretch(task).compute(level, after.as_ref(), first, rows, space, |run, space| {
+                            activate(level, s, bias, &run, rows.len(), space);
                             let columns = run.start * PANEL..i.min(run.end * PANEL);
                             let target = Target { out: inner, width: wide, rows: task.rows.clone(), columns };
                             // SAFETY: a row's columns of a panel are one task's.
-                            unsafe { target.write(&space.results, false) };
-                        }
+                            unsafe { target.write(&space.made, false) };
+                        });
                     });
                     ups.done(task.place);
                 }
@@ -174,33 +162,20 @@ pub fn mlp(
                     }
                     forms.done(task.place);
                 }
-                Step::Down(panels) => {
+                Step::Down(_) => {
                     forms.wait(task.place);
                     let bias = biases.down.map(|bias| &bias[expert * h..][..h]);
-                    let rows = &every[task.rows.clone()];
+                    let (rows, from) = (&every[task.rows.clone()], second.view());
                     with_space(|space| {
-                        for run in pieces(panels.clone(), RUN) {
-                            for panel in run.clone().step_by(2) {
-                                let more = panel + 2 < panels.end;
-                                let ahead = if more { Some(pair(task, panel + 2)) } else { after };
-                                let to = &mut space.results.as_chunks_mut().0[(panel - run.start) / 2];
-                                let (this, from) = (pair(task, panel), second.view());
-                                product::sums(level, this, ahead, from, rows, &mut space.scratch, to);
-                            }
+                        stretch(task).compute(level, after.as_ref(), from, rows, space, |run, space| {
                             let columns = run.start * PANEL..h.min(run.end * PANEL);
                             if let Some(bias) = bias {
-                                for (sums, bias) in
-                                    space.results.iter_mut().zip(bias[columns.clone()].chunks(PANEL))
-                                {
-                                    for row in &mut sums[..rows.len()] {
-                                        row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-                                    }
-                                }
+                                add(&mut space.sums, rows.len(), &bias[columns.clone()]);
                             }
                             let target = Target { out, width: h, rows: task.rows.clone(), columns };
                             // SAFETY: as above.
-                            unsafe { target.write(&space.results, false) };
-                        }
+                            unsafe { target.write(&space.sums, false) };
+                        });
                     });
                 }
             }
@@ -212,39 +187,38 @@ pub fn mlp(
     }
 }
 
-/// From the sums of a pair of panels, of which `panel` is the first, to the results: act(gate) · up of one panel, or act(up) of two.
+/// Adds a bias to the first `rows` rows of panels beside each other.
+fn add(sums: &mut [Columns], rows: usize, bias: &[f32]) {
+    for (sums, bias) in sums.iter_mut().zip(bias.chunks(PANEL)) {
+        sums[..rows].iter_mut().for_each(|row| row.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
+    }
+}
+
+/// From the sums of a run to `space.made`: act(gate) · up, or act(up).
 fn activate(
     level: Level,
     s: Shape,
     bias: Option<&[f32]>,
-    panel: usize,
+    run: &Range<usize>,
     rows: usize,
-    [a, b]: &mut [Columns; 2],
-    results: &mut [Columns],
+    space: &mut Space,
 ) {
-    let i = s.intermediate;
-    let (a, b) = (&mut a[..rows], &mut b[..rows]);
+    let (sums, made) = (&mut space.sums, &mut space.made[..run.len()]);
+    let middle = if s.gated { RUN / 2 } else { 0 };
     if let Some(bias) = bias {
-        let at = panel * PANEL;
-        let (first, second) = if s.gated { (at, i + at) } else { (at, at + PANEL) };
-        let end = |first: usize| if s.gated && first >= i { 2 * i } else { i };
-        for (sums, from) in [(&mut *a, first), (&mut *b, second)] {
-            let bias = bias.get(from..end(from).min(from + PANEL)).unwrap_or_default();
-            sums.iter_mut().for_each(|row| row.iter_mut().zip(bias).for_each(|(x, b)| *x += b));
+        let columns = run.start * PANEL..s.intermediate.min(run.end * PANEL);
+        let (gate, up) = bias.split_at(if s.gated { s.intermediate } else { 0 });
+        add(&mut sums[middle..], rows, &up[columns.clone()]);
+        if s.gated {
+            add(&mut sums[..middle], rows, &gate[columns]);
         }
     }
-    match results {
-        [to] => activation::gated(
-            level,
-            s.activation,
-            a.as_flattened(),
-            b.as_flattened(),
-            to[..rows].as_flattened_mut(),
-        ),
-        _ => {
-            for (to, from) in results.iter_mut().zip([a, b]) {
-                activation::plain(level, s.activation, from.as_flattened(), to[..rows].as_flattened_mut());
-            }
+    for (panel, made) in made.iter_mut().enumerate() {
+        let (first, up) = (sums[panel][..rows].as_flattened(), sums[middle + panel][..rows].as_flattened());
+        let made = made[..rows].as_flattened_mut();
+        match s.gated {
+            true => activation::gated(level, s.activation, first, up, made),
+            false => activation::plain(level, s.activation, up, made),
         }
     }
 }
@@ -252,10 +226,9 @@ fn activate(
 /// All first products, then all forms, then all second products: a task waits only for ones before it.
 fn cut(d: &Dispatch, touched: &[usize], one: &Expert) -> Vec<Task> {
     let mut tasks = Vec::new();
-    let gated = one.gate.is_some();
     let bytes = |w: Packed| w.format.panel_bytes(w.k);
-    let (halves, rows) = (1 + usize::from(gated), d.rows() / touched.len().max(1));
-    let up = share(one.up.panels() * touched.len() * halves, bytes(one.up), rows, RUN * halves) / halves;
+    let (halves, rows) = (1 + usize::from(one.gate.is_some()), d.rows() / touched.len().max(1));
+    let up = share(one.up.panels() * touched.len(), bytes(one.up) * halves, rows, RUN / halves);
     let down = share(one.down.panels() * touched.len(), bytes(one.down), rows, RUN);
     let mut add = |rows: usize, step: &dyn Fn() -> Vec<Step>| {
         for (place, expert) in touched.iter().enumerate() {

@@ -22,15 +22,15 @@ pub(super) type Columns = Vec<[f32; PANEL]>;
 
 /// What one thread computes in.
 pub(super) struct Space {
-    pub scratch: Scratch,
-    /// Sums of two panels that are not yet results.
-    pub sums: [Columns; 2],
-    /// Results of panels beside each other.
-    pub results: [Columns; RUN],
+    scratch: Scratch,
+    /// Sums of panels beside each other.
+    pub sums: [Columns; RUN],
+    /// What an epilogue makes of them.
+    pub made: [Columns; RUN],
 }
 
 /// What kernels need for themselves.
-pub(super) struct Scratch {
+struct Scratch {
     unpacked: Box<[Unpacked; 2]>,
     rows: Vec<*const u8>,
 }
@@ -41,34 +41,33 @@ pub(super) fn with_space<R>(work: impl FnOnce(&mut Space) -> R) -> R {
         static SPACE: RefCell<Space> = RefCell::new(Space {
             scratch: Scratch { unpacked: Box::new([const { Unpacked::new() }; 2]), rows: Vec::with_capacity(ROWS) },
             sums: std::array::from_fn(|_| vec![[0.0; PANEL]; ROWS]),
-            results: std::array::from_fn(|_| vec![[0.0; PANEL]; ROWS]),
+            made: std::array::from_fn(|_| vec![[0.0; PANEL]; ROWS]),
         });
     }
     SPACE.with_borrow_mut(work)
 }
 
-/// One or two panels that are computed together.
+/// One panel, or two beside each other, that are computed together.
 #[derive(Clone, Copy)]
 pub(super) struct Pair<'a> {
-    pub first: (Packed<'a>, usize),
-    pub second: Option<(Packed<'a>, usize)>,
+    first: (Packed<'a>, usize),
+    second: Option<usize>,
 }
 
 impl<'a> Pair<'a> {
     /// Panel `index` of a weight and the one after it, if that is before `end`.
     pub fn of(w: Packed<'a>, index: usize, end: usize) -> Self {
-        Self { first: (w, index), second: (index + 1 < end).then_some((w, index + 1)) }
+        Self { first: (w, index), second: (index + 1 < end).then_some(index + 1) }
     }
 
     fn panels(&self) -> [&'a [u8]; 2] {
         let (w, index) = self.first;
-        let (second, at) = self.second.unwrap_or(self.first);
-        [w.panel(index), second.panel(at)]
+        [w.panel(index), w.panel(self.second.unwrap_or(index))]
     }
 }
 
 /// The sums of `rows` of the activations with a pair of panels, into the first rows of `to`. `ahead` is what the thread will need next.
-pub(super) fn sums(
+fn sums(
     level: Level,
     pair: Pair,
     ahead: Option<Pair>,
@@ -127,6 +126,60 @@ pub(super) fn sums(
     }
 }
 
+/// Panels of a task: the same ones of one or two weights (gate and up), whose results are gathered run by run.
+///
+/// In a run the panels of one weight come before those of the other: what is read from memory is then long stretches, which a processor
+/// foresees.
+#[derive(Clone)]
+pub(super) struct Stretch<'a> {
+    pub weights: [Option<Packed<'a>>; 2],
+    pub panels: Range<usize>,
+}
+
+impl<'a> Stretch<'a> {
+    /// Panels of each weight in a run.
+    fn run(&self) -> usize {
+        if self.weights[1].is_some() { RUN / 2 } else { RUN }
+    }
+
+    /// The first panels, of the run that begins with `first`.
+    fn begin(&self, first: usize) -> Option<Pair<'a>> {
+        Some(Pair::of(self.weights[0]?, first, self.panels.end.min(first + self.run())))
+    }
+
+    /// Computes the sums of `rows` of the activations, and calls `done` with each run's panels when `space.sums` has the sums of the first
+    /// weight in its first panels and those of the second from the middle on. `after` is what the thread needs next.
+    pub fn compute(
+        &self,
+        level: Level,
+        after: Option<&Stretch>,
+        a: View,
+        rows: &[u32],
+        space: &mut Space,
+        mut done: impl FnMut(Range<usize>, &mut Space),
+    ) {
+        for run in pieces(self.panels.clone(), self.run()) {
+            for (number, w) in self.weights.iter().flatten().enumerate() {
+                for panel in run.clone().step_by(2) {
+                    let ahead = if panel + 2 < run.end {
+                        Some(Pair::of(*w, panel + 2, run.end))
+                    } else if let (0, Some(w)) = (number, self.weights[1]) {
+                        Some(Pair::of(w, run.start, run.end))
+                    } else if run.end < self.panels.end {
+                        self.begin(run.end)
+                    } else {
+                        after.and_then(|after| after.begin(after.panels.start))
+                    };
+                    let at = number * self.run() + panel - run.start;
+                    let to = &mut space.sums.as_chunks_mut().0[at / 2];
+                    sums(level, Pair::of(*w, panel, run.end), ahead, a, rows, &mut space.scratch, to);
+                }
+            }
+            done(run, space);
+        }
+    }
+}
+
 /// Panels `panels` of the weight, for rows `rows`.
 struct Task {
     part: usize,
@@ -134,8 +187,8 @@ struct Task {
     rows: Range<usize>,
 }
 
-/// Bytes of weights that a task reads, at most, unless two panels are more: some ten microseconds from memory.
-const TASK: usize = 256 << 10;
+/// Bytes of weights that a task reads, at most, unless two panels are more: some twenty microseconds from memory.
+const TASK: usize = 512 << 10;
 /// Rows from which on arithmetic takes longer than memory, and a task has a whole [`RUN`].
 const MANY: usize = 32;
 
@@ -181,30 +234,20 @@ pub fn linear(level: Level, product: Linear) {
     }
     let starts: Vec<usize> =
         weights.iter().scan(0, |sum, w| Some(std::mem::replace(sum, *sum + w.n))).collect();
-    let pair = |part: usize, panel: usize, end: usize| Pair::of(weights[part], panel, end);
     let shared = Shared::new(y);
     pool::for_each_ahead(tasks.len(), |index, next| {
         let task = &tasks[index];
-        let (w, rows) = (weights[task.part], &rows[task.rows.clone()]);
-        let after = next.map(|next| &tasks[next]).map(|t| pair(t.part, t.panels.start, t.panels.end));
+        let of =
+            |task: &Task| Stretch { weights: [Some(weights[task.part]), None], panels: task.panels.clone() };
+        let (w, rows, first) = (weights[task.part], &rows[task.rows.clone()], starts[task.part]);
+        let (a, after) = (forms.get(w.format).view(), next.map(|next| of(&tasks[next])));
         with_space(|space| {
-            let form = forms.get(w.format).view();
-            for run in pieces(task.panels.clone(), RUN) {
-                for panel in run.clone().step_by(2) {
-                    let this = pair(task.part, panel, task.panels.end);
-                    let ahead = match panel + 2 < task.panels.end {
-                        true => Some(pair(task.part, panel + 2, task.panels.end)),
-                        false => after,
-                    };
-                    let to = &mut space.results.as_chunks_mut().0[(panel - run.start) / 2];
-                    sums(level, this, ahead, form, rows, &mut space.scratch, to);
-                }
-                let first = starts[task.part];
+            of(task).compute(level, after.as_ref(), a, rows, space, |run, space| {
                 let columns = first + run.start * PANEL..first + w.n.min(run.end * PANEL);
                 let target = Target { out: shared, width, rows: task.rows.clone(), columns };
                 // SAFETY: a row's columns of a panel are one task's.
-                unsafe { target.write(&space.results, accumulate) };
-            }
+                unsafe { target.write(&space.sums, accumulate) };
+            });
         });
     });
 }

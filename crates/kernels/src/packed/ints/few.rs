@@ -118,6 +118,15 @@ unsafe fn line_of_codes<const F: u8>(codes: *const u8, g: usize, n: usize, j: us
     }
 }
 
+/// Asks for a line to come to the second-level cache; it may be anywhere. As an instruction of its own place: compilers gather prefetches
+/// that are intrinsics, and many in a row wait for each other.
+#[inline(always)]
+fn ask(from: *const u8, line: usize) {
+    let line = from.wrapping_add(64 * line);
+    // SAFETY: a prefetch has no effect on what the program computes.
+    unsafe { std::arch::asm!("prefetcht1 [{}]", in(reg) line, options(nostack, preserves_flags)) };
+}
+
 /// A panel with `R` rows; the sums stay in registers.
 ///
 /// # Safety
@@ -135,9 +144,9 @@ unsafe fn panel<const R: usize, const F: u8>(
     // Chunks from use to what is asked for, some KiB, and lines that a group asks for. A chunk is read from its first line to its last,
     // which the processor foresees; but less so the longer it computes with a line, and not from one panel to another.
     let (distance, lines) = match F {
-        Q8_0 => (1, 9),
+        Q8_0 => (2, 9),
         Q6K => (3, 4),
-        _ => (5, 5),
+        _ => (3, 5),
     };
     let chunks = p.k.div_ceil(CHUNK);
     // SAFETY: every address is within the panel, the rows or the space by the caller's promise; prefetches may go anywhere.
@@ -171,6 +180,8 @@ unsafe fn panel<const R: usize, const F: u8>(
                         let both = _mm512_loadu_si512(at.add(codes + (pair * 8 + j) * 64).cast());
                         let low = _mm512_and_si512(both, low_bits);
                         let high = _mm512_and_si512(both, high_bits);
+                        // One for one: several at once would wait for each other.
+                        ask(ahead, pair * 9 + j);
                         for r in 0..R {
                             let x = rows[r].add((pair * 16 + j) * 4).cast::<i32>();
                             let (x, y) = (x.read_unaligned(), x.add(8).read_unaligned());
@@ -178,9 +189,7 @@ unsafe fn panel<const R: usize, const F: u8>(
                             odd[r] = _mm512_dpbusd_epi32(odd[r], high, _mm512_set1_epi32(y));
                         }
                     }
-                    for line in 0..9 {
-                        _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add((pair * 9 + line) * 64).cast());
-                    }
+                    ask(ahead, pair * 9 + 8);
                     let own = _mm512_loadu_ps(space.scales[2 * pair].as_ptr());
                     let other = _mm512_loadu_ps(space.scales[2 * pair + 1].as_ptr());
                     let other = _mm512_mul_ps(other, _mm512_set1_ps(1.0 / 16.0));
@@ -201,13 +210,16 @@ unsafe fn panel<const R: usize, const F: u8>(
                     }
                     for j in 0..quads {
                         let w = line_of_codes::<F>(at.add(codes), g, within_repeat, j);
+                        if j < lines {
+                            ask(ahead, g * lines + j);
+                        }
                         for r in 0..R {
                             let x = rows[r].add((g * quads + j) * 4).cast::<i32>().read_unaligned();
                             acc[r] = _mm512_dpbusd_epi32(acc[r], w, _mm512_set1_epi32(x));
                         }
                     }
-                    for line in 0..lines {
-                        _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add((g * lines + line) * 64).cast());
+                    if lines > quads {
+                        ask(ahead, g * lines + quads);
                     }
                     let own = scale_of_group::<F>(at, g);
                     for r in 0..R {
