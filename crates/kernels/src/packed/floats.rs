@@ -306,8 +306,8 @@ mod x86 {
         }
     }
 
-    /// As [`wide_avx512`], one panel after the other. Its loops are over whole lines: with a choice in the innermost one the sums would not
-    /// stay in registers.
+    /// As [`wide_avx512`], one panel after the other, or both together where there are so few rows that one panel's sums would wait for
+    /// each other. Its loops are over whole lines: with a choice in the innermost one the sums would not stay in registers.
     ///
     /// # Safety
     /// As [`bf16_avx512`].
@@ -316,44 +316,72 @@ mod x86 {
     unsafe fn wide_avx2<const R: usize, const V: usize, const LINE: u8>(t: &Tile, sums: &mut Sums) {
         // SAFETY: as in `bf16_avx512`.
         unsafe {
+            if R <= 2 && V == 2 {
+                return panels_avx2::<R, 2, LINE>(t, t.panels, sums);
+            }
             for v in 0..V {
-                let (mut rows, mut sum) = ([std::ptr::null::<f32>(); R], [[_mm256_setzero_ps(); 2]; R]);
-                for first in (0..t.k).step_by(CHUNK) {
-                    let stride = first / CHUNK * t.chunk_stride;
-                    for r in 0..R {
-                        rows[r] = t.rows[r].wrapping_add(stride).cast();
-                    }
-                    let count = CHUNK.min(t.k - first);
-                    let mut at = t.panels[v].as_ptr().add(place::<LINE>(first));
-                    let mut ahead = t.ahead.wrapping_add(place::<LINE>(first));
-                    let lines = if LINE == PAIRS { count / 2 } else { count };
-                    for line in 0..lines {
+                panels_avx2::<R, 1, LINE>(t, [t.panels[v]; 2], std::slice::from_mut(&mut sums[v]));
+            }
+        }
+    }
+
+    /// The sums of `V` panels.
+    ///
+    /// # Safety
+    /// As [`bf16_avx512`].
+    #[inline]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn panels_avx2<const R: usize, const V: usize, const LINE: u8>(
+        t: &Tile,
+        panels: [&[u8]; 2],
+        sums: &mut [[[f32; PANEL]; MOST]],
+    ) {
+        // SAFETY: as in `bf16_avx512`.
+        unsafe {
+            let mut rows = [std::ptr::null::<f32>(); R];
+            let mut sum = [[[_mm256_setzero_ps(); 2]; R]; V];
+            for first in (0..t.k).step_by(CHUNK) {
+                let stride = first / CHUNK * t.chunk_stride;
+                for r in 0..R {
+                    rows[r] = t.rows[r].wrapping_add(stride).cast();
+                }
+                let count = CHUNK.min(t.k - first);
+                let start = place::<LINE>(first);
+                let at = [panels[0].as_ptr().wrapping_add(start), panels[1].as_ptr().wrapping_add(start)];
+                let ahead = t.ahead.wrapping_add(start);
+                let lines = if LINE == PAIRS { count / 2 } else { count };
+                for line in 0..lines {
+                    let offset = line * if LINE == F16 { 32 } else { 64 };
+                    _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(offset).cast());
+                    for v in 0..V {
+                        let at = at[v].add(offset);
                         _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                        _mm_prefetch::<_MM_HINT_T1>(ahead.cast());
                         match LINE {
                             F32 => {
                                 let w = [_mm256_loadu_ps(at.cast()), _mm256_loadu_ps(at.add(32).cast())];
-                                step_avx2(w, &rows, line, &mut sum);
+                                step_avx2(w, &rows, line, &mut sum[v]);
                             }
                             F16 => {
                                 let (a, b) = (_mm_loadu_si128(at.cast()), _mm_loadu_si128(at.add(16).cast()));
-                                step_avx2([_mm256_cvtph_ps(a), _mm256_cvtph_ps(b)], &rows, line, &mut sum);
+                                step_avx2([_mm256_cvtph_ps(a), _mm256_cvtph_ps(b)], &rows, line, &mut sum[v]);
                             }
                             _ => {
-                                step_avx2(halves_avx2::<false>(at), &rows, 2 * line, &mut sum);
-                                step_avx2(halves_avx2::<true>(at), &rows, 2 * line + 1, &mut sum);
+                                step_avx2(halves_avx2::<false>(at), &rows, 2 * line, &mut sum[v]);
+                                step_avx2(halves_avx2::<true>(at), &rows, 2 * line + 1, &mut sum[v]);
                             }
                         }
-                        at = at.add(if LINE == F16 { 32 } else { 64 });
-                        ahead = ahead.wrapping_add(if LINE == F16 { 32 } else { 64 });
-                    }
-                    if LINE == PAIRS && count % 2 == 1 {
-                        step_avx2(halves_avx2::<false>(at), &rows, count - 1, &mut sum);
                     }
                 }
+                if LINE == PAIRS && count % 2 == 1 {
+                    for v in 0..V {
+                        step_avx2(halves_avx2::<false>(at[v].add(64 * lines)), &rows, count - 1, &mut sum[v]);
+                    }
+                }
+            }
+            for v in 0..V {
                 for r in 0..R {
-                    _mm256_storeu_ps(sums[v][r].as_mut_ptr(), sum[r][0]);
-                    _mm256_storeu_ps(sums[v][r][8..].as_mut_ptr(), sum[r][1]);
+                    _mm256_storeu_ps(sums[v][r].as_mut_ptr(), sum[v][r][0]);
+                    _mm256_storeu_ps(sums[v][r][8..].as_mut_ptr(), sum[v][r][1]);
                 }
             }
         }
