@@ -9,7 +9,10 @@ pub fn slice<'a>(what: &str, storage: &'a CpuStorage, layout: &Layout) -> Result
         bail!("{what} must be f32, not {:?}", storage_dtype(storage))
     };
     match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&data[start..end]),
+        Some((start, end)) => match data.get(start..end) {
+            Some(elements) => Ok(elements),
+            None => bail!("{what} has given its memory away"),
+        },
         None => bail!("{what} must be contiguous"),
     }
 }
@@ -42,8 +45,8 @@ pub fn own(values: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Result<Ten
 /// Elements from which on the memory of a tensor is worth keeping: freed and asked for again it is cleared, or comes as fresh pages.
 const LONG: usize = 1 << 15;
 
-/// Keeps the memory of a tensor of f32 for the next [`Buffer`]. The tensor must be the last that looks at it; another that still did would
-/// find it empty, which is an error with everything that reads it. One with a history, or a short one, is dropped as it is.
+/// Keeps the memory of a tensor of f32 for the next [`Buffer`]. The tensor must be the last that looks at it: for another that still did,
+/// [`slice`] is an error. One with a history, or a short one, is dropped as it is.
 pub fn recycle(tensor: Tensor) -> Result<()> {
     struct Take;
     impl InplaceOp1 for Take {
@@ -61,4 +64,32 @@ pub fn recycle(tensor: Tensor) -> Result<()> {
         return Ok(());
     }
     tensor.inplace_op1(&Take)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Var;
+
+    #[test]
+    fn memory_is_kept_of_what_nobody_looks_at() {
+        let len = LONG + 12_345;
+        let tensor = own(vec![3.0; len], len).unwrap();
+        let other = tensor.clone();
+        let at = read(&tensor, |x| x.as_ptr() as usize).unwrap();
+        recycle(tensor).unwrap();
+        let again = Buffer::exact(len);
+        assert_eq!((again.as_ptr() as usize, again[len - 1]), (at, 3.0));
+        let error = read(&other, |x| x.len()).unwrap_err().to_string();
+        assert!(error.contains("given its memory away"), "{error}");
+
+        // What a gradient may still need stays, and so does what is short.
+        let var = Var::from_vec(vec![1.0f32; len], len, &Device::Cpu).unwrap();
+        let twice = (var.as_tensor() * 2.0).unwrap();
+        recycle(twice.clone()).unwrap();
+        assert_eq!(read(&twice, |x| (x.len(), x[7])).unwrap(), (len, 2.0));
+        let short = own(vec![1.0; 8], 8).unwrap();
+        recycle(short.clone()).unwrap();
+        assert_eq!(read(&short, <[f32]>::len).unwrap(), 8);
+    }
 }

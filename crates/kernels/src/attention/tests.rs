@@ -82,14 +82,19 @@ proptest! {
     ) {
         let h = sizes(1, keys, 2, 2, 16, window);
         let (qkv, stride, k, v) = fused(h, seed);
-        let (whole, _) = run(Level::current(), h, &qkv, stride, k, v);
         // A prompt cut in two, then the last token alone.
         let cut = 1 + seed as usize % (keys - 1);
-        for (from, to) in [(0, cut), (cut, keys), (keys - 1, keys)] {
-            let part = Heads { queries: to - from, keys: to, ..h };
-            let (mut out, mut lse) = (vec![0.0; (to - from) * 64], vec![0.0; (to - from) * 4]);
-            forward(part, &qkv[from * stride..], stride, &qkv[k..], stride, &qkv[v..], stride, &mut out, 64, &mut lse);
-            prop_assert_eq!(&out[..], &whole[from * 64..to * 64]);
+        for how in [Precision::F32, Precision::Bf16] {
+            let (whole, _) = run(how, h, &qkv, stride, k, v);
+            for (from, to) in [(0, cut), (cut, keys), (keys - 1, keys)] {
+                let part = Heads { queries: to - from, keys: to, ..h };
+                let (mut out, mut lse) = (vec![0.0; (to - from) * 64], vec![0.0; (to - from) * 4]);
+                let q = &qkv[from * stride..];
+                forward_at(
+                    how, part, q, stride, &qkv[k..], stride, &qkv[v..], stride, &mut out, 64, &mut lse,
+                );
+                prop_assert_eq!(&out[..], &whole[from * 64..to * 64], "{:?}", how);
+            }
         }
     }
 }

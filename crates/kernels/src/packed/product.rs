@@ -187,9 +187,9 @@ struct Task {
     rows: Range<usize>,
 }
 
-/// Bytes of weights that a task reads, at most, unless two panels are more: some twenty microseconds from memory.
+/// Bytes of weights that a task reads, at most, unless two panels, or with many rows a [`RUN`], are more: some twenty microseconds from memory.
 const TASK: usize = 512 << 10;
-/// Rows from which on arithmetic takes longer than memory, and a task has a whole [`RUN`].
+/// Rows from which on arithmetic takes longer than memory, and a task may have a whole [`RUN`] whatever its bytes.
 const MANY: usize = 32;
 
 /// Panels that a task of a weight takes, of so many bytes each and for so many rows, so that each thread gets several of all `total`, and
@@ -272,6 +272,8 @@ impl Target<'_> {
     /// Asks for the memory of a row: each is on another page, and a store that misses waits long.
     #[inline(always)]
     fn ask(&self, row: usize) {
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = row;
         #[cfg(target_arch = "x86_64")]
         for at in self.columns.clone().step_by(PANEL) {
             // SAFETY: SSE is part of x86-64, and a prefetch has no effect on what the program computes.

@@ -149,9 +149,9 @@ fn a_row_has_the_bits_that_it_has_alone_on_any_threads() {
 #[test]
 fn a_row_has_its_bits_in_tiles_of_any_height() {
     let mut random = Random(9);
-    for format in Format::ALL.into_iter().filter(|format| format.is_coded()) {
-        // Three panels: a pair and a single one. The last chunk is short where it can be.
-        let (n, k) = (33, if format.fits(288) { 288 } else { 512 });
+    for format in Format::ALL {
+        // Three panels: a pair and a single one. The last chunk is short where it can be, and a pair of k has one.
+        let (n, k) = (33, [301, 288, 512].into_iter().find(|k| format.fits(*k)).unwrap());
         let w = Weight::random(&mut random, format, n, k);
         let x = random.vec(26 * k, 1.0);
         for level in Level::available() {
@@ -187,6 +187,10 @@ fn a_wide_result_is_written_whole() {
             assert_eq!(bits(&run(&x, false)), bits(&alone), "{format:?} {level:?}");
             let sums: Vec<f32> = alone.iter().map(|y| 1.0 + y).collect();
             assert_eq!(bits(&run(&x, true)), bits(&sums), "{format:?} {level:?}");
+            for (got, (want, size)) in alone.iter().zip(w.exact(&x)) {
+                let off = (f64::from(*got) - want).abs();
+                assert!(off <= tolerance(format) * size + 1e-6, "{format:?} {level:?}: {got}, not {want}");
+            }
         }
     }
 }
@@ -425,6 +429,24 @@ fn a_layer_is_that_of_the_decoded_experts() {
             let off = got.iter().zip(&want).fold(0.0f64, |m, (a, b)| m.max((f64::from(*a) - b).abs()));
             assert!(off <= bound * size, "{up:?} {level:?}: {off} of {size}");
         }
+    }
+}
+
+#[test]
+fn runs_of_gate_and_up_may_be_odd() {
+    let mut random = Random(12);
+    // On one thread a task has six panels of each: a run of four and one of two, and at the end one of three, of which the last is
+    // not whole.
+    let shape = Shape { hidden: 32, intermediate: 16 * 51 - 3, activation: Activation::Silu, gated: true };
+    let layer = Layer::random(&mut random, Format::Bf16, Format::Bf16, shape, 1);
+    let x = random.vec(40 * 32, 1.0);
+    let want = layer.reference(&[0; 40], 1, &x, true, None);
+    let size = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    for level in Level::available() {
+        let got = pool.install(|| layer.run(level, &Dispatch::whole(40), &x, true, None));
+        let off = got.iter().zip(&want).fold(0.0f64, |m, (a, b)| m.max((f64::from(*a) - b).abs()));
+        assert!(off <= 0.01 * size, "{level:?}: {off} of {size}");
     }
 }
 

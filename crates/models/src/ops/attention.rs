@@ -98,9 +98,6 @@ impl LayerCache {
     ) {
         self.keys.truncate((past - self.forgotten) * width);
         self.values.truncate((past - self.forgotten) * width);
-        let more = tokens.size_hint().0 * width;
-        self.keys.reserve(more);
-        self.values.reserve(more);
         for (key, value) in tokens {
             self.keys.extend_from_slice(key);
             self.values.extend_from_slice(value);

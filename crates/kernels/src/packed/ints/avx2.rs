@@ -196,8 +196,8 @@ unsafe fn few(p: &Panels, space: &mut [Unpacked; 2], sums: Sums) {
     for v in 0..if p.single { 1 } else { 2 } {
         let next = if v == 0 && !p.single { p.bytes[1].as_ptr() } else { p.next[0] };
         let (bytes, space, sums) = (p.bytes[v], &mut space[v], &mut *sums[v]);
-        // SAFETY: by the caller's promise.
         match p.rows.len() {
+            // SAFETY: by the caller's promise.
             1 => unsafe { panel::<1>(p, bytes, next, space, sums) },
             // SAFETY: as above.
             2 => unsafe { panel::<2>(p, bytes, next, space, sums) },
