@@ -41,6 +41,16 @@ pub(crate) fn assert_close(what: &str, got: &[f32], want: &[f64], tolerance: f64
     }
 }
 
+/// Asserts |got - want| ≤ tolerance · size of each element by itself: `sizes` says how large the terms were that it is a sum
+/// of, which may cancel.
+#[track_caller]
+pub(crate) fn assert_close_to_terms(what: &str, got: &[f32], want: &[f64], sizes: &[f64], tolerance: f64) {
+    assert!(got.len() == want.len() && got.len() == sizes.len(), "{what}: lengths");
+    for (i, ((g, w), size)) in got.iter().zip(want).zip(sizes).enumerate() {
+        assert!((*g as f64 - w).abs() <= tolerance * size, "{what}[{i}] = {g}, not {w} (terms of {size})");
+    }
+}
+
 /// The gradient of `f` at `x`, one coordinate after the other, by central differences in f64.
 pub(crate) fn finite_differences(x: &[f32], f: impl Fn(&[f64]) -> f64) -> Vec<f64> {
     let mut x = wide(x);
