@@ -1,6 +1,6 @@
 //! What the machine can do at best, measured: the floors that timings are held against.
 
-use crate::simd::{Dots, Level};
+use crate::simd::Level;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -19,19 +19,42 @@ const STEPS: usize = 40_000_000;
 /// none.
 pub fn bf16_flops(level: Level, threads: usize) -> f64 {
     let level = level.min(Level::detected());
-    match Dots::of(level).bf16 {
-        #[cfg(target_arch = "x86_64")]
+    #[cfg(target_arch = "x86_64")]
+    if level.has_bf16_dots() {
         // SAFETY: the machine has the instructions.
-        true => together(threads, STEPS, |steps| unsafe { bf16_dots(steps) }),
-        _ => f32_flops(level, threads),
+        return together(threads, STEPS, |steps| unsafe { bf16_dots(steps) });
     }
+    f32_flops(level, threads)
+}
+
+/// Whether a dot product of pairs of bf16, which does what two multiply-adds of f32 do, is worth it beside them: on AMD's it takes as
+/// long as one, on Intel's without AMX as long as four. Measured, in a fifth of a millisecond; the limit lies between the ratios that
+/// occur, so that the answer is the same each time.
+pub(crate) fn bf16_dots_pay() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if Level::detected().has_bf16_dots() {
+        let best = |work: &dyn Fn() -> f64| {
+            let once = |_| {
+                let start = Instant::now();
+                black_box(work());
+                start.elapsed().as_secs_f64()
+            };
+            (0..9).map(once).fold(f64::INFINITY, f64::min)
+        };
+        let steps = 2_000;
+        let adds = best(&|| multiply_adds(Level::Avx512, steps));
+        // SAFETY: the machine has the instructions.
+        let dots = best(&|| unsafe { bf16_dots(steps) });
+        return dots < 2.5 * adds;
+    }
+    false
 }
 
 /// Operations per second of dot products of quads of 8 bits (each quad counts as eight), as [`f32_flops`].
 pub fn int8_ops(level: Level, threads: usize) -> f64 {
     let level = level.min(Level::detected());
     #[cfg(target_arch = "x86_64")]
-    if Dots::of(level).int8 {
+    if level.has_int8_dots() {
         // SAFETY: the machine has the instructions.
         return together(threads, STEPS, |steps| unsafe { int8_dots(steps) });
     }
@@ -187,7 +210,7 @@ fn multiply_adds(level: Level, steps: usize) -> f64 {
         }
         match level {
             // SAFETY: the level is the machine's.
-            Level::Avx512 => return unsafe { avx512(steps) },
+            Level::Avx512 | Level::Avx512Bf16 => return unsafe { avx512(steps) },
             // SAFETY: as above.
             Level::Avx2 => return unsafe { avx2(steps) },
             Level::Portable => {}

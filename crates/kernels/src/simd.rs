@@ -1,5 +1,6 @@
 //! Which instruction set the kernels use, found once at run time.
 
+use crate::peak;
 use std::sync::OnceLock;
 
 /// The instruction sets that kernels are compiled for, from the least to the most.
@@ -9,21 +10,27 @@ pub enum Level {
     Portable,
     /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    /// x86-64 with AVX-512 F, BW, DQ and VL, and what of VNNI it has.
     Avx512,
+    /// And BF16: dot products of pairs of bf16.
+    Avx512Bf16,
 }
 
 impl Level {
+    /// All of them.
+    pub const ALL: [Level; 4] = [Level::Portable, Level::Avx2, Level::Avx512, Level::Avx512Bf16];
+
     /// The name that `SENMON_SIMD` takes.
     pub fn name(self) -> &'static str {
         match self {
             Level::Portable => "portable",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
+            Level::Avx512Bf16 => "avx512_bf16",
         }
     }
 
-    /// What this machine can do, without regard to `SENMON_SIMD`.
+    /// The most that this machine can run, without regard to `SENMON_SIMD`.
     pub fn detected() -> Level {
         #[cfg(target_arch = "x86_64")]
         {
@@ -35,7 +42,8 @@ impl Level {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
             if avx2 && avx512 {
-                return Level::Avx512;
+                let bf16 = is_x86_feature_detected!("avx512bf16");
+                return if bf16 { Level::Avx512Bf16 } else { Level::Avx512 };
             }
             if avx2 {
                 return Level::Avx2;
@@ -44,49 +52,49 @@ impl Level {
         Level::Portable
     }
 
-    /// The level in force: what the machine has, lowered by `SENMON_SIMD=avx512|avx2|portable`. An unknown
+    /// The fastest that this machine can run: some have dot products of bf16 that take longer than the multiply-adds of f32
+    /// that do the same.
+    pub fn fastest() -> Level {
+        static LEVEL: OnceLock<Level> = OnceLock::new();
+        *LEVEL.get_or_init(|| match Level::detected() {
+            Level::Avx512Bf16 if !peak::bf16_dots_pay() => Level::Avx512,
+            level => level,
+        })
+    }
+
+    /// The level in force: the [fastest](Self::fastest), or what `SENMON_SIMD` names if the machine has it. An unknown
     /// value, or one above the machine's, changes nothing (the binary refuses an unknown one at its start).
     pub fn current() -> Level {
         static LEVEL: OnceLock<Level> = OnceLock::new();
         *LEVEL.get_or_init(|| {
             let asked = std::env::var("SENMON_SIMD").ok().and_then(|name| Level::from_name(&name));
-            asked.map_or(Level::detected(), |level| level.min(Level::detected()))
+            asked.filter(|level| *level <= Level::detected()).unwrap_or_else(Level::fastest)
         })
     }
 
     /// The level of that name.
     pub fn from_name(name: &str) -> Option<Level> {
-        [Level::Portable, Level::Avx2, Level::Avx512].into_iter().find(|level| level.name() == name)
+        Level::ALL.into_iter().find(|level| level.name() == name)
     }
 
     /// Every level that this machine can run, for tests that hold the paths together.
     pub fn available() -> Vec<Level> {
-        let best = Level::detected();
-        [Level::Portable, Level::Avx2, Level::Avx512].into_iter().filter(|level| *level <= best).collect()
+        let most = Level::detected();
+        Level::ALL.into_iter().filter(|level| *level <= most).collect()
     }
-}
 
-/// Dot products that some machines of a level have and others do not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Dots {
-    /// Pairs of bf16 into f32 (AVX-512 BF16).
-    pub bf16: bool,
-    /// Quads of 8 bits into 32 (AVX-512 VNNI).
-    pub int8: bool,
-}
+    /// Has dot products of pairs of bf16 into f32.
+    pub fn has_bf16_dots(self) -> bool {
+        self == Level::Avx512Bf16
+    }
 
-impl Dots {
-    /// Those that this machine has, if `level` lets it use them.
-    pub fn of(level: Level) -> Self {
+    /// Has dot products of quads of 8 bits into 32 (AVX-512 VNNI), on this machine.
+    pub fn has_int8_dots(self) -> bool {
         #[cfg(target_arch = "x86_64")]
-        if level == Level::Avx512 {
-            return Self {
-                bf16: is_x86_feature_detected!("avx512bf16"),
-                int8: is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("f16c"),
-            };
+        if self >= Level::Avx512 {
+            return is_x86_feature_detected!("avx512vnni");
         }
-        let _ = level;
-        Self { bf16: false, int8: false }
+        false
     }
 }
 
@@ -109,10 +117,11 @@ macro_rules! by_level {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
                 fn avx512($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
                 match level {
-                    $crate::simd::Level::Avx512 if $crate::simd::Level::detected() >= $crate::simd::Level::Avx512 =>
+                    $crate::simd::Level::Avx512 | $crate::simd::Level::Avx512Bf16
+                        if $crate::simd::Level::detected() >= $crate::simd::Level::Avx512 =>
                         // SAFETY: the machine has these features, as just checked.
                         return unsafe { avx512($($arg),*) },
-                    $crate::simd::Level::Avx2 | $crate::simd::Level::Avx512
+                    $crate::simd::Level::Avx2 | $crate::simd::Level::Avx512 | $crate::simd::Level::Avx512Bf16
                         if $crate::simd::Level::detected() >= $crate::simd::Level::Avx2 =>
                         // SAFETY: as above.
                         return unsafe { avx2($($arg),*) },
@@ -123,4 +132,22 @@ macro_rules! by_level {
             body::<false>($($arg),*)
         }
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fastest_is_one_that_the_machine_has() {
+        let levels = Level::available();
+        assert!(levels.is_sorted() && levels.last() == Some(&Level::detected()));
+        let fastest = Level::fastest();
+        assert!(levels.contains(&fastest) && (fastest == Level::detected() || !fastest.has_bf16_dots()));
+        for level in Level::ALL {
+            assert_eq!(Level::from_name(level.name()), Some(level));
+            assert!(!level.has_int8_dots() || level >= Level::Avx512);
+        }
+        assert_eq!(Level::from_name("avx"), None);
+    }
 }

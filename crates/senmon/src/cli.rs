@@ -27,7 +27,7 @@ Examples:
 
 Results go to standard output (with --json as one JSON document), talk to standard error.
 Exit status: 0 done, 2 a mistake that you can put right, 130 ended by Ctrl-C, 1 anything else.
-SENMON_SIMD=avx512|avx2|portable lowers the instruction set."
+SENMON_SIMD=avx512_bf16|avx512|avx2|portable chooses the instruction set."
 )]
 pub struct Cli {
     /// What to do.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use senmon_kernels::gemm::Precision;
-use senmon_kernels::simd::{Dots, Level};
+use senmon_kernels::simd::Level;
 use senmon_models::checkpoint;
 use senmon_models::decoder::{Decoder, Slot};
 use senmon_models::params::param_defs;
@@ -354,6 +354,6 @@ fn read_moments(path: &Path, spec: &ModelSpec, steps: u64) -> Result<AdamW> {
 /// The name of the instruction set in force, for products of a precision.
 pub fn simd(precision: Precision) -> String {
     let level = Level::current();
-    let dots = precision == Precision::Bf16 && Dots::of(level).bf16;
-    format!("{}{}", level.name(), if dots { " with products of bf16" } else { "" })
+    let dots = precision == Precision::Bf16 && level.has_bf16_dots();
+    format!("{}{}", level.min(Level::Avx512).name(), if dots { " with products of bf16" } else { "" })
 }

@@ -9,7 +9,7 @@ use x86::{avx2, avx512, avx512_bf16};
 /// Rows and columns of one micro-kernel. `MAX_M` and `MAX_N` are multiples of each.
 pub(super) fn shape(level: Level) -> (usize, usize) {
     match level {
-        Level::Avx512 => (14, 32),
+        Level::Avx512 | Level::Avx512Bf16 => (14, 32),
         Level::Avx2 => (6, 16),
         Level::Portable => (4, 8),
     }
@@ -89,9 +89,9 @@ fn tile(
     }
     match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 if pairs => by_rows!(avx512_bf16, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        Level::Avx512Bf16 if pairs => by_rows!(avx512_bf16, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => by_rows!(avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        Level::Avx512 | Level::Avx512Bf16 => by_rows!(avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => by_rows!(avx2, 1 2 3 4 5 6),
         _ => by_rows!(portable, 1 2 3 4),

@@ -23,7 +23,7 @@ use crate::by_level;
 use crate::elements::{Elements, Matrix};
 use crate::pool::{self, Shared};
 use crate::profile;
-use crate::simd::{Dots, Level};
+use crate::simd::Level;
 use pack::Scratch;
 
 /// Steps of k between two visits to C.
@@ -344,7 +344,7 @@ impl How {
     fn of(arithmetic: Arithmetic) -> Self {
         let level = arithmetic.level.min(Level::detected());
         let bf16 = arithmetic.precision == Precision::Bf16;
-        let pairs = bf16 && Dots::of(level).bf16;
+        let pairs = bf16 && level.has_bf16_dots();
         Self { level, pairs, rounded: bf16 && !pairs }
     }
 

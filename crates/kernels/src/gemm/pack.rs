@@ -99,7 +99,7 @@ fn across<const W: usize>(
         let scale = x.scale.map(|scale| scale[k0 + p]);
         let line = x.line(k0 + p, first, n);
         #[cfg(target_arch = "x86_64")]
-        if level == Level::Avx512 {
+        if level >= Level::Avx512 {
             // SAFETY: the level is the machine's.
             unsafe { x86::spread::<W>(line, scale, &mut into[p * W..], panel) };
             continue;
@@ -236,7 +236,7 @@ fn b_columns(
 ) {
     let side = match level {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => 16,
+        Level::Avx512 | Level::Avx512Bf16 => 16,
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => 8,
         _ => 1,

@@ -8,7 +8,7 @@ use crate::blocks::{bf16_to_f32, f32_to_bf16};
 use crate::by_level;
 use crate::pool::{self, Shared};
 use crate::profile;
-use crate::simd::{Dots, Level};
+use crate::simd::Level;
 use std::marker::PhantomData;
 
 /// Rows that one task brings to their form.
@@ -66,10 +66,16 @@ pub(super) enum Form {
 pub(super) fn form(level: Level, format: Format) -> Form {
     match format {
         Format::F32 | Format::F16 => Form::F32,
-        Format::Bf16 if Dots::of(level).bf16 => Form::Bf16,
+        Format::Bf16 if level.has_bf16_dots() => Form::Bf16,
         Format::Bf16 => Form::Rounded,
         _ => Form::Bits8,
     }
+}
+
+/// Bytes of a row of `k` elements.
+pub(super) fn row_bytes(level: Level, format: Format, k: usize) -> usize {
+    let layout = Layout::of(level, format, 1, k);
+    layout.chunks() * layout.chunk
 }
 
 impl Activations {
@@ -250,7 +256,7 @@ by_level! {
 fn eight_bits<const N: usize>(level: Level, x: &[f32], to: &mut [i8], scales: &mut [f32]) {
     const { assert!(N == 32 || N == CHUNK) };
     #[cfg(target_arch = "x86_64")]
-    if level.min(Level::detected()) == Level::Avx512 {
+    if level.min(Level::detected()) >= Level::Avx512 {
         for ((x, to), scale) in x.as_chunks::<N>().0.iter().zip(to.as_chunks_mut::<N>().0).zip(scales) {
             // SAFETY: the machine has these features, as just checked.
             *scale = unsafe { x86::eight_bits(x, to) };

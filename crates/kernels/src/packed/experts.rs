@@ -1,6 +1,8 @@
 //! The MLPs of all experts with packed weights as one list of tasks: none waits for an expert that is not its own.
 
-use super::product::{self, Columns, Forms, ROWS, RUN, Space, Stretch, Target, pieces, share, with_space};
+use super::product::{
+    self, Columns, Forms, RUN, Space, Stretch, Target, pieces, rows_of_tasks, share, with_space,
+};
 use super::{PANEL, Packed};
 use crate::activation;
 use crate::buffers::Buffer;
@@ -106,7 +108,7 @@ pub fn mlp(
         assert!(alike && e.up.format == one.up.format && e.down.format == one.down.format, "experts alike");
     }
     let touched: Vec<usize> = d.touched().collect();
-    let tasks = cut(d, &touched, one);
+    let tasks = cut(level, d, &touched, one);
     let ups = Left::of(&tasks, touched.len(), |step| matches!(step, Step::Up(_)));
     let forms = Left::of(&tasks, touched.len(), |step| matches!(step, Step::Form));
 
@@ -224,23 +226,29 @@ fn activate(
 }
 
 /// All first products, then all forms, then all second products: a task waits only for ones before it.
-fn cut(d: &Dispatch, touched: &[usize], one: &Expert) -> Vec<Task> {
+fn cut(level: Level, d: &Dispatch, touched: &[usize], one: &Expert) -> Vec<Task> {
     let mut tasks = Vec::new();
     let bytes = |w: Packed| w.format.panel_bytes(w.k);
     let (halves, rows) = (1 + usize::from(one.gate.is_some()), d.rows() / touched.len().max(1));
     let up = share(one.up.panels() * touched.len(), bytes(one.up) * halves, rows, RUN / halves);
     let down = share(one.down.panels() * touched.len(), bytes(one.down), rows, RUN);
-    let mut add = |rows: usize, step: &dyn Fn() -> Vec<Step>| {
+    let mut add = |rows: &dyn Fn(Range<usize>) -> Vec<Range<usize>>, steps: Vec<Step>| {
         for (place, expert) in touched.iter().enumerate() {
-            let all = d.rows_of(*expert);
-            for step in step() {
+            let rows = rows(d.rows_of(*expert));
+            for step in &steps {
                 // Rows of the same panels are neighbours: the second finds them in a cache.
-                tasks.extend(pieces(all.clone(), rows).map(|rows| Task { place, rows, step: step.clone() }));
+                tasks.extend(rows.iter().map(|rows| Task { place, rows: rows.clone(), step: step.clone() }));
             }
         }
     };
-    add(ROWS, &|| pieces(0..one.up.panels(), up).map(Step::Up).collect());
-    add(FORMED, &|| vec![Step::Form]);
-    add(ROWS, &|| pieces(0..one.down.panels(), down).map(Step::Down).collect());
+    add(
+        &|rows| rows_of_tasks(level, one.up, rows).collect(),
+        pieces(0..one.up.panels(), up).map(Step::Up).collect(),
+    );
+    add(&|rows| pieces(rows, FORMED).collect(), vec![Step::Form]);
+    add(
+        &|rows| rows_of_tasks(level, one.down, rows).collect(),
+        pieces(0..one.down.panels(), down).map(Step::Down).collect(),
+    );
     tasks
 }

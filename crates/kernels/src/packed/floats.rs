@@ -8,7 +8,9 @@ use crate::simd::Level;
 /// Rows of a tile, at most: as many as have their sums in registers.
 pub(super) fn height(level: Level, format: Format) -> usize {
     match level {
-        Level::Avx512 => 14,
+        // A line of pairs that is widened takes a mask and two more registers.
+        Level::Avx512 if format == Format::Bf16 => 13,
+        Level::Avx512 | Level::Avx512Bf16 => 14,
         // A line of pairs takes two more registers.
         Level::Avx2 if format == Format::Bf16 => 5,
         Level::Avx2 => 6,
@@ -69,15 +71,21 @@ pub(super) unsafe fn tile(level: Level, t: &Tile, sums: &mut [[[f32; PANEL]; MOS
     let half = t.format == Format::F16;
     match (level, form(level, t.format)) {
         #[cfg(target_arch = "x86_64")]
-        (Level::Avx512, Form::F32) if half => by_rows!(f16_avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        (Level::Avx512 | Level::Avx512Bf16, Form::F32) if half => {
+            by_rows!(f16_avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+        }
         #[cfg(target_arch = "x86_64")]
         (Level::Avx2, Form::F32) if half => by_rows!(f16_avx2, 1 2 3 4 5 6),
         #[cfg(target_arch = "x86_64")]
         (_, Form::Bf16) => by_rows!(bf16_avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
         #[cfg(target_arch = "x86_64")]
-        (Level::Avx512, Form::Rounded) => by_rows!(rounded_avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        (Level::Avx512 | Level::Avx512Bf16, Form::Rounded) => {
+            by_rows!(rounded_avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+        }
         #[cfg(target_arch = "x86_64")]
-        (Level::Avx512, Form::F32) => by_rows!(f32_avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
+        (Level::Avx512 | Level::Avx512Bf16, Form::F32) => {
+            by_rows!(f32_avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+        }
         #[cfg(target_arch = "x86_64")]
         (Level::Avx2, Form::Rounded) => by_rows!(rounded_avx2, 1 2 3 4 5),
         #[cfg(target_arch = "x86_64")]
@@ -212,13 +220,13 @@ mod x86 {
         }
     }
 
-    /// The 16 weights of element `p` of k, which lie at `at`.
+    /// The 16 weights of a line, or of a pair's first or second.
     ///
     /// # Safety
     /// AVX-512 F; a line there.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn line_avx512<const LINE: u8>(at: *const u8, p: usize) -> __m512 {
+    unsafe fn line_avx512<const LINE: u8, const SECOND: bool>(at: *const u8) -> __m512 {
         // SAFETY: by the caller's promise.
         unsafe {
             match LINE {
@@ -226,10 +234,10 @@ mod x86 {
                 F16 => _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())),
                 _ => {
                     let pairs = _mm512_loadu_si512(at.cast());
-                    _mm512_castsi512_ps(if p.is_multiple_of(2) {
-                        _mm512_slli_epi32::<16>(pairs)
-                    } else {
+                    _mm512_castsi512_ps(if SECOND {
                         _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32))
+                    } else {
+                        _mm512_slli_epi32::<16>(pairs)
                     })
                 }
             }
@@ -250,7 +258,28 @@ mod x86 {
     by_line!("avx512f,avx512bw,avx512vl,avx512dq", wide_avx512, f32_avx512 F32 f16_avx512 F16 rounded_avx512 PAIRS);
     by_line!("avx2,fma,f16c", wide_avx2, f32_avx2 F32 f16_avx2 F16 rounded_avx2 PAIRS);
 
-    /// Multiply-adds in f32.
+    /// A step of k for a tile: `w` of each panel.
+    ///
+    /// # Safety
+    /// AVX-512 F; rows with element `p`.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn step_avx512<const R: usize, const V: usize>(
+        w: [__m512; V],
+        rows: &[*const f32; R],
+        p: usize,
+        sum: &mut [[__m512; V]; R],
+    ) {
+        for r in 0..R {
+            // SAFETY: by the caller's promise.
+            let x = unsafe { _mm512_set1_ps(*rows[r].add(p)) };
+            for v in 0..V {
+                sum[r][v] = _mm512_fmadd_ps(x, w[v], sum[r][v]);
+            }
+        }
+    }
+
+    /// Multiply-adds in f32. Its loops are over whole lines, as those of [`wide_avx2`].
     ///
     /// # Safety
     /// As [`bf16_avx512`].
@@ -259,27 +288,43 @@ mod x86 {
     unsafe fn wide_avx512<const R: usize, const V: usize, const LINE: u8>(t: &Tile, sums: &mut Sums) {
         // SAFETY: as in `bf16_avx512`.
         unsafe {
-            let panels = [t.panels[0].as_ptr(), t.panels[1].as_ptr()];
             let (mut rows, mut sum) = ([std::ptr::null::<f32>(); R], [[_mm512_setzero_ps(); V]; R]);
             for first in (0..t.k).step_by(CHUNK) {
                 let stride = first / CHUNK * t.chunk_stride;
                 for r in 0..R {
                     rows[r] = t.rows[r].wrapping_add(stride).cast();
                 }
-                for p in first..t.k.min(first + CHUNK) {
+                let count = CHUNK.min(t.k - first);
+                let start = place::<LINE>(first);
+                let panels =
+                    [t.panels[0].as_ptr().wrapping_add(start), t.panels[1].as_ptr().wrapping_add(start)];
+                let ahead = t.ahead.wrapping_add(start);
+                let lines = if LINE == PAIRS { count / 2 } else { count };
+                for line in 0..lines {
+                    let offset = line * if LINE == F16 { 32 } else { 64 };
+                    _mm_prefetch::<_MM_HINT_T1>(ahead.wrapping_add(offset).cast());
                     let mut w = [_mm512_setzero_ps(); V];
                     for v in 0..V {
-                        let at = panels[v].add(place::<LINE>(p));
+                        let at = panels[v].add(offset);
                         _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
-                        w[v] = line_avx512::<LINE>(at, p);
+                        w[v] = line_avx512::<LINE, false>(at);
                     }
-                    _mm_prefetch::<_MM_HINT_T1>(t.ahead.wrapping_add(place::<LINE>(p)).cast());
-                    for r in 0..R {
-                        let x = _mm512_set1_ps(*rows[r].add(p - first));
-                        for v in 0..V {
-                            sum[r][v] = _mm512_fmadd_ps(x, w[v], sum[r][v]);
-                        }
+                    if LINE != PAIRS {
+                        step_avx512(w, &rows, line, &mut sum);
+                        continue;
                     }
+                    step_avx512(w, &rows, 2 * line, &mut sum);
+                    for v in 0..V {
+                        w[v] = line_avx512::<LINE, true>(panels[v].add(offset));
+                    }
+                    step_avx512(w, &rows, 2 * line + 1, &mut sum);
+                }
+                if LINE == PAIRS && count % 2 == 1 {
+                    let mut w = [_mm512_setzero_ps(); V];
+                    for v in 0..V {
+                        w[v] = line_avx512::<LINE, false>(panels[v].add(64 * lines));
+                    }
+                    step_avx512(w, &rows, count - 1, &mut sum);
                 }
             }
             store(&sum, sums);

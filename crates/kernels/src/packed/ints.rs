@@ -3,7 +3,7 @@
 use super::activations::{SCALES, STARTS, View};
 use super::unpack::{Unpacked, code_bytes, codes, scales, start_of_codes};
 use super::{CHUNK, Format, PANEL};
-use crate::simd::{Dots, Level};
+use crate::simd::Level;
 
 /// One or two panels and the rows that meet them.
 pub(super) struct Panels<'a> {
@@ -32,9 +32,9 @@ pub(super) fn panels(level: Level, p: &Panels, space: &mut [Unpacked; 2], sums: 
     unsafe {
         match level {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 if Dots::of(level).int8 => avx512::panels(p, space, &mut sums),
+            Level::Avx512 | Level::Avx512Bf16 if level.has_int8_dots() => avx512::panels(p, space, &mut sums),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx2 => avx2::panels(p, space, &mut sums),
+            Level::Avx512Bf16 | Level::Avx512 | Level::Avx2 => avx2::panels(p, space, &mut sums),
             _ => portable::panels(p, space, &mut sums),
         }
     }

@@ -1,6 +1,6 @@
 //! Products with packed weights: cut into tasks, computed panel by panel.
 
-use super::activations::{Activations, View};
+use super::activations::{self, Activations, View};
 use super::floats::{self, MOST};
 use super::ints;
 use super::unpack::Unpacked;
@@ -11,8 +11,27 @@ use crate::simd::Level;
 use std::cell::RefCell;
 use std::ops::Range;
 
-/// Rows of activations that a task takes, at most: what it reads of them stays in the second-level cache.
-pub(super) const ROWS: usize = 256;
+/// Rows of activations that a task takes, at most.
+const ROWS: usize = 256;
+/// Bytes of activations that a task meets each of its panels with: they stay in the second-level cache.
+const CACHED: usize = 1 << 20;
+
+/// `rows` cut into even pieces, one a task, for a weight such as `w`.
+pub(super) fn rows_of_tasks(
+    level: Level,
+    w: Packed,
+    rows: Range<usize>,
+) -> impl Iterator<Item = Range<usize>> + use<> {
+    let most = if w.format.is_coded() {
+        // Their sums go in and out with each chunk of k: those of two panels, and the chunk, stay in the first-level cache.
+        ROWS / 2
+    } else {
+        (CACHED / activations::row_bytes(level, w.format, w.k).max(1)).clamp(ROWS / 4, ROWS)
+    };
+    let tasks = rows.len().div_ceil(most).max(1);
+    let size = rows.len().div_ceil(tasks).max(1);
+    pieces(rows, size)
+}
 
 /// Panels whose results are gathered before they are written: a row's are then written as one run.
 pub(super) const RUN: usize = 8;
@@ -229,7 +248,8 @@ pub fn linear(level: Level, product: Linear) {
     let (size, mut tasks) = (share(total, bytes, count, RUN), Vec::new());
     for (part, w) in weights.iter().enumerate() {
         for panels in pieces(0..w.panels(), size) {
-            tasks.extend(pieces(0..count, ROWS).map(|rows| Task { part, panels: panels.clone(), rows }));
+            let rows = rows_of_tasks(level, *w, 0..count);
+            tasks.extend(rows.map(|rows| Task { part, panels: panels.clone(), rows }));
         }
     }
     let starts: Vec<usize> =

@@ -6,7 +6,7 @@ use crate::blocks::{can_quantize, dequantize, quantize};
 use crate::dispatch::{Dispatch, EMPTY};
 use crate::elements::Matrix;
 use crate::expert_mlp::Shape;
-use crate::simd::{Dots, Level};
+use crate::simd::Level;
 use crate::testing::{Random, assert_same_on_any_threads, bits};
 
 /// A weight in a file's order, packed, and decoded.
@@ -465,5 +465,32 @@ fn no_tokens_and_no_rows() {
         let w = Weight::random(&mut random, format, 5, 256);
         linear(Level::current(), Linear { x: &[], weights: &[w.packed()], y: &mut [], accumulate: false });
     }
-    assert!(!Dots::of(Level::Portable).bf16 && !Dots::of(Level::Avx2).int8);
+    assert!(!Level::Avx512.has_bf16_dots() && !Level::Avx2.has_int8_dots());
+}
+
+#[test]
+fn rows_are_cut_into_even_tasks_that_fit_the_caches() {
+    let mut random = Random(11);
+    for format in [Format::F32, Format::Bf16, Format::Q8_0, Format::Q6K] {
+        for k in [256, 2048, 8192] {
+            let w = Weight::random(&mut random, format, 1, k);
+            for level in Level::available() {
+                for rows in [0..0, 3..4, 5..133, 0..257, 7..1031] {
+                    let pieces: Vec<_> = product::rows_of_tasks(level, w.packed(), rows.clone()).collect();
+                    let all: Vec<usize> = pieces.iter().cloned().flatten().collect();
+                    assert_eq!(all, rows.clone().collect::<Vec<_>>(), "{format:?}, k {k}, {rows:?}");
+                    let sizes = || pieces.iter().map(|piece| piece.len());
+                    let (least, most) = (sizes().min().unwrap_or(0), sizes().max().unwrap_or(0));
+                    assert!(most <= if format.is_coded() { 128 } else { 256 }, "{most} rows in {format:?}");
+                    // A few too few in the last.
+                    assert!(most - least < pieces.len().max(1), "{least} to {most} rows of {rows:?}");
+                    let bytes = activations::row_bytes(level, format, k) * most;
+                    assert!(
+                        most <= 64 || format.is_coded() || bytes <= 1 << 20,
+                        "{bytes} bytes of {format:?}, k {k}"
+                    );
+                }
+            }
+        }
+    }
 }

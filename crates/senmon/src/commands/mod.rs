@@ -31,7 +31,9 @@ pub fn run(cli: Cli) -> Result<()> {
     if let Ok(name) = std::env::var("SENMON_SIMD")
         && Level::from_name(&name).is_none()
     {
-        return Err(Failure::mistake(format!("SENMON_SIMD={name} is not known: avx512, avx2 or portable")));
+        return Err(Failure::mistake(format!(
+            "SENMON_SIMD={name} is not known: avx512_bf16, avx512, avx2 or portable"
+        )));
     }
     match cli.command {
         Command::Train(args) => train::run(*args),
