@@ -130,17 +130,52 @@ pub fn read_bandwidth(threads: usize, memory: &[u8]) -> f64 {
     })
 }
 
-crate::by_level! {
-    /// The exclusive or of all words, over independent lanes.
-    fn fold(memory: &[u8]) -> u64 {
-        let mut lanes = [0u64; 64];
-        for chunk in memory.as_chunks::<512>().0 {
-            for (lane, word) in lanes.iter_mut().zip(chunk.as_chunks::<8>().0) {
-                *lane ^= u64::from_le_bytes(*word);
+/// The exclusive or of all words of the whole pieces of 512 bytes. With intrinsics, because a plain loop is vectorised in some builds and
+/// not in others.
+fn fold(level: Level, memory: &[u8]) -> u64 {
+    let pieces = memory.as_chunks::<512>().0;
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::*;
+        #[target_feature(enable = "avx512f")]
+        fn avx512(pieces: &[[u8; 512]]) -> u64 {
+            let mut lanes = [_mm512_setzero_si512(); 8];
+            for piece in pieces {
+                for (i, lane) in lanes.iter_mut().enumerate() {
+                    // SAFETY: eight lines are a piece.
+                    let line = unsafe { _mm512_loadu_si512(piece.as_ptr().add(64 * i).cast()) };
+                    *lane = _mm512_xor_si512(*lane, line);
+                }
             }
+            // SAFETY: both are plain bits of the same size.
+            let words: [u64; 64] = unsafe { std::mem::transmute(lanes) };
+            words.into_iter().fold(0, |a, b| a ^ b)
         }
-        lanes.iter().fold(0, |a, b| a ^ b)
+        #[target_feature(enable = "avx2")]
+        fn avx2(pieces: &[[u8; 512]]) -> u64 {
+            let mut lanes = [_mm256_setzero_si256(); 16];
+            for piece in pieces {
+                for (i, lane) in lanes.iter_mut().enumerate() {
+                    // SAFETY: sixteen halves of a line are a piece.
+                    let half = unsafe { _mm256_loadu_si256(piece.as_ptr().add(32 * i).cast()) };
+                    *lane = _mm256_xor_si256(*lane, half);
+                }
+            }
+            // SAFETY: both are plain bits of the same size.
+            let words: [u64; 64] = unsafe { std::mem::transmute(lanes) };
+            words.into_iter().fold(0, |a, b| a ^ b)
+        }
+        match level.min(Level::detected()) {
+            // SAFETY: the machine has the instructions.
+            Level::Avx512 | Level::Avx512Bf16 => return unsafe { avx512(pieces) },
+            // SAFETY: as above.
+            Level::Avx2 => return unsafe { avx2(pieces) },
+            Level::Portable => {}
+        }
     }
+    let _ = level;
+    let words = pieces.iter().flat_map(|piece| piece.as_chunks::<8>().0);
+    words.fold(0, |a, word| a ^ u64::from_ne_bytes(*word))
 }
 
 /// Runs `work(amount)` on all threads from the same moment: the sum of what it returns over the time until the last is done. Before, each
@@ -231,6 +266,17 @@ fn multiply_adds(level: Level, steps: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_memory_is_read_at_every_level() {
+        let memory: Vec<u8> =
+            (0..3 * 512 + 5u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+        let words = memory[..3 * 512].as_chunks::<8>().0;
+        let want = words.iter().fold(0, |a, word| a ^ u64::from_ne_bytes(*word));
+        for level in Level::available() {
+            assert_eq!(fold(level, &memory), want, "{level:?}");
+        }
+    }
 
     #[test]
     fn every_level_gives_a_figure() {
