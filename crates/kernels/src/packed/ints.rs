@@ -79,7 +79,7 @@ struct Chunk<'a> {
     space: &'a [Unpacked; 2],
 }
 
-/// Lines of the panels that come next, which a tile asks for bit by bit while it computes: all at once would hold up what it reads.
+/// Lines of the panels that come next, which tiles ask for bit by bit while they compute: all at once would hold up what they read.
 struct Ask {
     from: [*const u8; 2],
     /// Lines of each that are left.
@@ -88,28 +88,29 @@ struct Ask {
     two: bool,
     /// Lines of each at once.
     some: usize,
+    /// Steps from one to the next, and those that are left of them.
+    every: usize,
+    wait: usize,
 }
 
 impl Ask {
-    /// The part of tile `tile` of `tiles`, of `size` bytes from `next` on. These may be anywhere, and are nowhere where null.
+    /// `size` bytes from `next` on, spread over so many steps. These may be anywhere, and are nowhere where null.
     #[inline(always)]
-    fn of(next: [*const u8; 2], size: usize, tile: usize, tiles: usize) -> Self {
-        let all = if next[0].is_null() { 0 } else { size / 64 };
-        let (start, end) = (tile * all / tiles, (tile + 1) * all / tiles);
-        let from = [next[0].wrapping_add(64 * start), next[1].wrapping_add(64 * start)];
-        Self { from, lines: end - start, two: next[0] != next[1], some: end - start }
-    }
-
-    /// In so many steps.
-    #[inline(always)]
-    fn in_steps(self, steps: usize) -> Self {
-        Self { some: self.lines.div_ceil(steps.max(1)), ..self }
+    fn of(next: [*const u8; 2], size: usize, steps: usize) -> Self {
+        let (lines, steps) = (if next[0].is_null() { 0 } else { size / 64 }, steps.max(1));
+        let every = if lines == 0 { usize::MAX } else { (steps / lines).max(1) };
+        Self { from: next, lines, two: next[0] != next[1], some: lines.div_ceil(steps), every, wait: 1 }
     }
 
     /// Asks for the next lines to come to the second-level cache. To the first there are too few ways at once: a core would wait for its
     /// own requests.
     #[inline(always)]
     fn step(&mut self) {
+        self.wait -= 1;
+        if self.wait > 0 {
+            return;
+        }
+        self.wait = self.every;
         let some = self.some.min(self.lines);
         #[cfg(target_arch = "x86_64")]
         for line in 0..some {
@@ -129,10 +130,11 @@ impl Ask {
     }
 }
 
-/// Calls `$tile::<R, V, ..>(p, &chunk, ask, rows, first, sums)` for each chunk of `$v` panels and each tile of rows, of which `first` is the
-/// first; `$unpack(format, bytes, len, space)` brings codes and scales to the space.
+/// Calls `$tile::<R, V, ..>(p, &chunk, &mut ask, rows, first, sums)` for each chunk of `$v` panels and each tile of rows, of which `first` is
+/// the first; `$unpack(format, bytes, len, space)` brings codes and scales to the space, and `$steps(groups)` says how often a tile of so
+/// many groups asks.
 macro_rules! each_chunk {
-    ($p:ident, $space:ident, $sums:ident, $unpack:expr, $v:literal, $height:literal, $tile:ident, $($r:literal)*) => {{
+    ($p:ident, $space:ident, $sums:ident, $unpack:expr, $steps:expr, $v:literal, $height:literal, $tile:ident, $($r:literal)*) => {{
         let mut at = 0;
         for first in (0..$p.k).step_by(CHUNK) {
             let len = CHUNK.min($p.k - first);
@@ -151,21 +153,22 @@ macro_rules! each_chunk {
             let chunk = Chunk { index: first / CHUNK, len, codes, space };
             let tiles = $p.rows.len().div_ceil($height).max(1);
             let (low, more) = ($p.rows.len() / tiles, $p.rows.len() % tiles);
+            let groups = len / if $p.format == Format::Q6K { 16 } else { 32 };
+            let mut ask = Ask::of(next, coming, tiles * $steps(groups));
             let mut row = 0;
             for tile in 0..tiles {
                 let height = low + usize::from(tile < more);
                 let rows = &$p.rows[row..][..height];
-                let ask = Ask::of(next, coming, tile, tiles);
                 match (height, $p.format) {
                     $(
                         // SAFETY: by the caller's promise.
-                        ($r, Format::Q4K) => unsafe { $tile::<$r, $v, 8, 4, true, true>($p, &chunk, ask, rows, row, $sums) },
+                        ($r, Format::Q4K) => unsafe { $tile::<$r, $v, 8, 4, true, true>($p, &chunk, &mut ask, rows, row, $sums) },
                         // SAFETY: as above.
-                        ($r, Format::Q6K) => unsafe { $tile::<$r, $v, 4, 2, true, false>($p, &chunk, ask, rows, row, $sums) },
+                        ($r, Format::Q6K) => unsafe { $tile::<$r, $v, 4, 2, true, false>($p, &chunk, &mut ask, rows, row, $sums) },
                         // SAFETY: as above.
-                        ($r, Format::Q8_0) => unsafe { $tile::<$r, $v, 8, 1, false, false>($p, &chunk, ask, rows, row, $sums) },
+                        ($r, Format::Q8_0) => unsafe { $tile::<$r, $v, 8, 1, false, false>($p, &chunk, &mut ask, rows, row, $sums) },
                         // SAFETY: as above.
-                        ($r, _) => unsafe { $tile::<$r, $v, 8, 4, false, false>($p, &chunk, ask, rows, row, $sums) },
+                        ($r, _) => unsafe { $tile::<$r, $v, 8, 4, false, false>($p, &chunk, &mut ask, rows, row, $sums) },
                     )*
                     _ => {}
                 }

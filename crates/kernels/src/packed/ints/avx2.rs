@@ -30,9 +30,9 @@ pub(super) unsafe fn panels(p: &Panels, space: &mut [Unpacked; 2], sums: Sums) {
         return unsafe { few(p, space, sums) };
     }
     if p.single {
-        each_chunk!(p, space, sums, unpack, 1, 4, tile, 1 2 3 4);
+        each_chunk!(p, space, sums, unpack, |groups: usize| 2 * groups, 1, 4, tile, 1 2 3 4);
     } else {
-        each_chunk!(p, space, sums, unpack, 2, 4, tile, 1 2 3 4);
+        each_chunk!(p, space, sums, unpack, |groups: usize| 4 * groups, 2, 4, tile, 1 2 3 4);
     }
 }
 
@@ -53,7 +53,7 @@ unsafe fn tile<
 >(
     p: &Panels,
     chunk: &Chunk,
-    ask: Ask,
+    ask: &mut Ask,
     rows: &[u32],
     first: usize,
     sums: Sums,
@@ -64,7 +64,6 @@ unsafe fn tile<
         let ones = _mm256_set1_epi16(1);
         let signed = SPAN == 1;
         let groups = chunk.len / (QUADS * 4);
-        let mut ask = ask.in_steps(2 * V * groups);
         for part in 0..2 * V {
             let (v, half) = (part / 2, part % 2);
             let (space, sums) = (&chunk.space[v], &mut sums[v][first..][..R]);

@@ -29,9 +29,9 @@ pub(super) unsafe fn panels(p: &Panels, space: &mut [Unpacked; 2], sums: Sums) {
     };
     // 12 sums in registers: with two panels a row's quad is read once for both.
     if p.single {
-        each_chunk!(p, space, sums, unpack, 1, 12, tile, 5 6 7 8 9 10 11 12);
+        each_chunk!(p, space, sums, unpack, |groups: usize| groups, 1, 12, tile, 5 6 7 8 9 10 11 12);
     } else {
-        each_chunk!(p, space, sums, unpack, 2, 6, tile, 3 4 5 6);
+        each_chunk!(p, space, sums, unpack, |groups: usize| groups, 2, 6, tile, 3 4 5 6);
     }
 }
 
@@ -106,7 +106,7 @@ unsafe fn tile<
 >(
     p: &Panels,
     chunk: &Chunk,
-    ask: Ask,
+    ask: &mut Ask,
     rows: &[u32],
     first: usize,
     sums: Sums,
@@ -126,7 +126,6 @@ unsafe fn tile<
             }
         }
         let groups = chunk.len / (QUADS * 4);
-        let mut ask = ask.in_steps(groups);
         for g in 0..groups {
             ask.step();
             let mut acc = [[_mm512_setzero_si512(); V]; R];

@@ -9,9 +9,9 @@ pub(super) fn panels(p: &Panels, space: &mut [Unpacked; 2], sums: Sums) {
         codes(format, bytes, len, &mut space.codes);
     };
     if p.single {
-        each_chunk!(p, space, sums, unpack, 1, 1, tile, 1);
+        each_chunk!(p, space, sums, unpack, |_| 1, 1, 1, tile, 1);
     } else {
-        each_chunk!(p, space, sums, unpack, 2, 1, tile, 1);
+        each_chunk!(p, space, sums, unpack, |_| 2, 2, 1, tile, 1);
     }
 }
 
@@ -30,13 +30,12 @@ unsafe fn tile<
 >(
     p: &Panels,
     chunk: &Chunk,
-    ask: Ask,
+    ask: &mut Ask,
     rows: &[u32],
     first: usize,
     sums: Sums,
 ) {
     let at = rows_at::<R>(p, rows, chunk.index);
-    let mut ask = ask.in_steps(V);
     for v in 0..V {
         ask.step();
         for (r, sums) in sums[v][first..][..R].iter_mut().enumerate() {
