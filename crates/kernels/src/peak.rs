@@ -27,29 +27,6 @@ pub fn bf16_flops(level: Level, threads: usize) -> f64 {
     f32_flops(level, threads)
 }
 
-/// Whether a dot product of pairs of bf16, which does what two multiply-adds of f32 do, is worth it beside them: on AMD's it takes as
-/// long as one, on Intel's without AMX as long as four. Measured, in a fifth of a millisecond; the limit lies between the ratios that
-/// occur, so that the answer is the same each time.
-pub(crate) fn bf16_dots_pay() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    if Level::detected().has_bf16_dots() {
-        let best = |work: &dyn Fn() -> f64| {
-            let once = |_| {
-                let start = Instant::now();
-                black_box(work());
-                start.elapsed().as_secs_f64()
-            };
-            (0..9).map(once).fold(f64::INFINITY, f64::min)
-        };
-        let steps = 2_000;
-        let adds = best(&|| multiply_adds(Level::Avx512, steps));
-        // SAFETY: the machine has the instructions.
-        let dots = best(&|| unsafe { bf16_dots(steps) });
-        return dots < 2.5 * adds;
-    }
-    false
-}
-
 /// Operations per second of dot products of quads of 8 bits (each quad counts as eight), as [`f32_flops`].
 pub fn int8_ops(level: Level, threads: usize) -> f64 {
     let level = level.min(Level::detected());

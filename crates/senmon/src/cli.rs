@@ -179,7 +179,7 @@ pub struct TrainArgs {
 pub enum PrecisionArg {
     /// Not rounded.
     F32,
-    /// To bf16, products about twice as fast where the processor has dot products of it (AVX-512 BF16).
+    /// To bf16, products about twice as fast where the processor has fast dot products of it (AVX-512 BF16 on AMD).
     Bf16,
 }
 

@@ -31,7 +31,7 @@ pub(super) struct Target<'a> {
 }
 
 /// Adds `kc` steps. `a`: rows of `KC` each (`a_rows`) or `kc` columns of the kernel's height; `b`: `kc` rows of the
-/// kernel's width. With `pairs`, which only AVX-512 has, every element is two of bf16.
+/// kernel's width. With `pairs`, which only AVX-512 with BF16 has, every element is two of bf16.
 #[inline]
 pub(super) fn run(level: Level, pairs: bool, a_rows: bool, kc: usize, a: &[f32], b: &[f32], to: Target) {
     let (mr, nr) = shape(level);

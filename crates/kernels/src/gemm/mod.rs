@@ -40,7 +40,7 @@ pub enum Precision {
     /// Not at all.
     #[default]
     F32,
-    /// To bf16, the nearest, ties to even; with dot products of bf16 where the machine has them (two steps of k at a time).
+    /// To bf16, the nearest, ties to even; with dot products of bf16 where the level has them (two steps of k at a time).
     Bf16,
 }
 

@@ -79,9 +79,7 @@ pub(super) unsafe fn tile(level: Level, t: &Tile, sums: &mut [[[f32; PANEL]; MOS
         #[cfg(target_arch = "x86_64")]
         (_, Form::Bf16) => by_rows!(bf16_avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14),
         #[cfg(target_arch = "x86_64")]
-        (Level::Avx512 | Level::Avx512Bf16, Form::Rounded) => {
-            by_rows!(rounded_avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
-        }
+        (Level::Avx512, Form::Rounded) => by_rows!(rounded_avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13),
         #[cfg(target_arch = "x86_64")]
         (Level::Avx512 | Level::Avx512Bf16, Form::F32) => {
             by_rows!(f32_avx512, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
