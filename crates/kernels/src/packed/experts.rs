@@ -12,7 +12,7 @@ use crate::pool::{self, Shared};
 use crate::profile;
 use crate::simd::Level;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Rows that a task brings to the form of the second product.
 const FORMED: usize = 32;
@@ -56,22 +56,39 @@ enum Step {
 }
 
 /// Tasks that others wait for.
-struct Left(Vec<AtomicUsize>);
+struct Left {
+    /// How many are left, by place.
+    counts: Vec<AtomicUsize>,
+    /// One panicked: what its thread had begun, and what it would have done next, will not come.
+    failed: AtomicBool,
+}
+
+/// Tells those who wait when a task panics.
+struct Alarm<'a>(&'a [&'a Left]);
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.iter().for_each(|left| left.failed.store(true, Ordering::Release));
+        }
+    }
+}
 
 impl Left {
     fn of(tasks: &[Task], places: usize, counts: fn(&Step) -> bool) -> Self {
         let mut left = vec![0; places];
         tasks.iter().filter(|task| counts(&task.step)).for_each(|task| left[task.place] += 1);
-        Self(left.into_iter().map(AtomicUsize::new).collect())
+        Self { counts: left.into_iter().map(AtomicUsize::new).collect(), failed: AtomicBool::new(false) }
     }
 
     fn done(&self, place: usize) {
-        self.0[place].fetch_sub(1, Ordering::Release);
+        self.counts[place].fetch_sub(1, Ordering::Release);
     }
 
     fn wait(&self, place: usize) {
         let mut turns = 0u32;
-        while self.0[place].load(Ordering::Acquire) > 0 {
+        while self.counts[place].load(Ordering::Acquire) > 0 {
+            assert!(!self.failed.load(Ordering::Acquire), "another task of the layer panicked");
             turns += 1;
             // Where there are more threads than processors, the one that is waited for may not run.
             if turns.is_multiple_of(4096) { std::thread::yield_now() } else { std::hint::spin_loop() }
@@ -137,6 +154,7 @@ pub fn mlp(
             Stretch { weights, panels }
         };
         pool::for_each_ahead(tasks.len(), |index, next| {
+            let _alarm = Alarm(&[&ups, &forms]);
             let task = &tasks[index];
             let expert = touched[task.place];
             let after = next.map(|next| stretch(&tasks[next]));
@@ -251,4 +269,31 @@ fn cut(level: Level, d: &Dispatch, touched: &[usize], one: &Expert) -> Vec<Task>
         pieces(0..one.down.panels(), down).map(Step::Down).collect(),
     );
     tasks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_waits_for_a_task_that_panicked() {
+        let tasks = [Task { place: 0, rows: 0..1, step: Step::Form }];
+        let left = Left::of(&tasks, 1, |step| matches!(step, Step::Form));
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| std::panic::catch_unwind(|| left.wait(0)));
+            let failing = scope.spawn(|| {
+                std::panic::catch_unwind(|| {
+                    let _alarm = Alarm(&[&left]);
+                    panic!("as asked");
+                })
+            });
+            assert!(failing.join().unwrap().is_err());
+            assert!(waiting.join().unwrap().is_err(), "it waited no longer, and did not go on");
+        });
+        // A task that ends well rings no alarm.
+        let left = Left::of(&tasks, 1, |step| matches!(step, Step::Form));
+        drop(Alarm(&[&left]));
+        left.done(0);
+        left.wait(0);
+    }
 }
