@@ -105,7 +105,7 @@ fn has_slow_bf16_dots() -> bool {
         let (name, version) = (std::arch::x86_64::__cpuid(0), std::arch::x86_64::__cpuid(1).eax);
         let vendor = [name.ebx, name.edx, name.ecx].map(u32::to_le_bytes);
         let (family, model) = (version >> 8 & 15, version >> 4 & 15 | version >> 12 & 0xf0);
-        return vendor.as_flattened() == b"GenuineIntel" && (family, model) != (6, 0x55);
+        vendor.as_flattened() == b"GenuineIntel" && (family, model) != (6, 0x55)
     }
     #[cfg(not(target_arch = "x86_64"))]
     false

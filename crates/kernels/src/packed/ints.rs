@@ -98,7 +98,7 @@ impl Ask {
     #[inline(always)]
     fn of(next: [*const u8; 2], size: usize, steps: usize) -> Self {
         let (lines, steps) = (if next[0].is_null() { 0 } else { size / 64 }, steps.max(1));
-        let every = if lines == 0 { usize::MAX } else { (steps / lines).max(1) };
+        let every = steps.checked_div(lines).map_or(usize::MAX, |every| every.max(1));
         Self { from: next, lines, two: next[0] != next[1], some: lines.div_ceil(steps), every, wait: 1 }
     }
 
