@@ -46,7 +46,7 @@ pub fn own(values: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Result<Ten
 const LONG: usize = 1 << 15;
 
 /// Keeps the memory of a tensor of f32 for the next [`Buffer`]. The tensor must be the last that looks at it: for another that still did,
-/// [`slice`] is an error. One with a history, or a short one, is dropped as it is.
+/// [`slice()`] is an error. One with a history, or a short one, is dropped as it is.
 pub fn recycle(tensor: Tensor) -> Result<()> {
     struct Take;
     impl InplaceOp1 for Take {
