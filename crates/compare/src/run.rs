@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use senmon_data::Progress;
+use senmon_kernels::simd::Level;
 use senmon_train::TrainError;
 use senmon_train::config::RunConfig;
 use senmon_train::eval::EvalText;
@@ -16,7 +17,6 @@ use senmon_train::folder::{CONFIG, RunFolder};
 use senmon_train::jsonl::{self, Jsonl, Line};
 use senmon_train::observer::{EvalRecord, Observer, Observers, StepRecord};
 use senmon_train::setup::{self, Setup};
-use senmon_train::state;
 
 use crate::error::{CompareError, Result};
 use crate::heldout::{self, BLOCKS};
@@ -129,7 +129,7 @@ pub fn one(job: &Job, results: &mut Results, place: &mut Place, at: (usize, usiz
         same_text(record)?;
         return Ok(record.clone());
     }
-    let machine = machine(job);
+    let machine = machine();
     if let Some(other) = others().find(|other| !other.machine.is_empty() && other.machine != machine) {
         let what = format!(
             "{} was timed with {}, this is {machine}: times would not compare; go on as it was, or choose another --out",
@@ -174,13 +174,9 @@ fn begun(job: &Job, config: &RunConfig) -> Result<Record> {
 }
 
 /// What times depend on beside the run: threads and the instruction set.
-fn machine(job: &Job) -> String {
+fn machine() -> String {
     let threads = rayon::current_num_threads();
-    format!(
-        "{threads} {} and {}",
-        if threads == 1 { "thread" } else { "threads" },
-        state::simd(job.config.train.precision.into())
-    )
+    format!("{threads} {} and {}", if threads == 1 { "thread" } else { "threads" }, Level::current().name())
 }
 
 /// The folder of a run.
@@ -277,7 +273,7 @@ fn train(job: &Job, place: &mut Place) -> Result<Option<Record>> {
         steps: last,
         seconds: tokens as f64 / median_speed(&metrics)?,
         peak_memory_bytes: peak_memory(),
-        machine: machine(job),
+        machine: machine(),
         data,
         domains: text.domains.clone(),
         windows,

@@ -129,16 +129,14 @@ macro_rules! by_level {
                 fn avx2($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
                 fn avx512($($arg: $ty),*) $(-> $ret)? { body::<true>($($arg),*) }
-                match level {
-                    $crate::simd::Level::Avx512 | $crate::simd::Level::Avx512Bf16
-                        if $crate::simd::Level::detected() >= $crate::simd::Level::Avx512 =>
-                        // SAFETY: the machine has these features, as just checked.
-                        return unsafe { avx512($($arg),*) },
-                    $crate::simd::Level::Avx2 | $crate::simd::Level::Avx512 | $crate::simd::Level::Avx512Bf16
-                        if $crate::simd::Level::detected() >= $crate::simd::Level::Avx2 =>
-                        // SAFETY: as above.
-                        return unsafe { avx2($($arg),*) },
-                    _ => {}
+                let level = level.min($crate::simd::Level::detected());
+                if level >= $crate::simd::Level::Avx512 {
+                    // SAFETY: the machine has these features, as just checked.
+                    return unsafe { avx512($($arg),*) };
+                }
+                if level >= $crate::simd::Level::Avx2 {
+                    // SAFETY: as above.
+                    return unsafe { avx2($($arg),*) };
                 }
             }
             let _ = level;

@@ -26,7 +26,7 @@ pub(super) fn rows_of_tasks(
         // Their sums go in and out with each chunk of k: those of two panels, and the chunk, stay in the first-level cache.
         ROWS / 2
     } else {
-        (CACHED / activations::row_bytes(level, w.format, w.k).max(1)).clamp(ROWS / 4, ROWS)
+        (CACHED / activations::row_bytes(level, w.format, w.k)).clamp(ROWS / 4, ROWS)
     };
     let tasks = rows.len().div_ceil(most).max(1);
     let size = rows.len().div_ceil(tasks).max(1);
