@@ -7,12 +7,13 @@
 //! With [`Precision::Bf16`] both sides are rounded while they are packed: for dot products of bf16 into pairs of steps, which
 //! then take the place of the steps, else as f32 that bf16 has too.
 //!
-//! A task computes a block of C of at most `MAX_N` columns and, where C is visited more than once or A is packed
+//! A task (see `cut.rs`) computes a block of C of at most `MAX_N` columns and, where C is visited more than once or A is packed
 //! across, `MAX_M` rows. It walks k in steps of `KC`: the block of B is packed into panels of as many columns as the
 //! micro-kernel has lanes (they stay in the second-level cache), then each panel of a few rows of A is packed
 //! (first-level cache) and met with all of them. Packing is also where rows are gathered (tokens of an expert),
 //! scaled (gate weights) and transposed.
 
+mod cut;
 mod micro;
 mod pack;
 #[cfg(target_arch = "x86_64")]
@@ -24,6 +25,7 @@ use crate::elements::{Elements, Matrix};
 use crate::pool::{self, Shared};
 use crate::profile;
 use crate::simd::Level;
+use cut::{Block, cut};
 use pack::Scratch;
 
 /// Steps of k between two visits to C.
@@ -358,61 +360,6 @@ impl How {
     fn steps(self) -> usize {
         if self.pairs { 2 * KC } else { KC }
     }
-}
-
-/// A part of a product that one task computes: rows `m0..m1`, columns `n0..n1` (and their twins).
-#[derive(Debug)]
-struct Block {
-    product: usize,
-    m0: usize,
-    m1: usize,
-    n0: usize,
-    n1: usize,
-}
-
-/// Cuts products into blocks: as large as the caches like, but enough of them to keep `threads` busy to the end.
-fn cut(how: How, products: &[Product], threads: usize) -> Vec<Block> {
-    let (mr, nr) = micro::shape(how.level);
-    let work = |p: &Product| (p.m * p.n * (1 + usize::from(p.twin.is_some()))) as f64 * (p.k + 16) as f64;
-    let total: f64 = products.iter().map(work).sum();
-    // With six tasks or more a thread, the last ones end close together.
-    let most = if threads == 1 { f64::INFINITY } else { total / (6 * threads) as f64 };
-    let mut blocks = Vec::new();
-    for (index, p) in products.iter().enumerate() {
-        if p.m == 0 || p.n == 0 {
-            continue;
-        }
-        let widest = if p.twin.is_some() { MAX_N / 2 } else { MAX_N };
-        // Where C is visited once, a block may be as high as it likes; else C should stay in the caches.
-        let highest =
-            if p.a.k_inner && p.k <= how.for_product(p).steps() { p.m.next_multiple_of(mr) } else { MAX_M };
-        let mut cols = p.n.div_ceil(p.n.div_ceil(widest));
-        let mut rows = p.m.div_ceil(p.m.div_ceil(highest));
-        let cost = |rows: usize, cols: usize| work(p) / (p.m * p.n) as f64 * (rows * cols) as f64;
-        // Rows along which k runs are copied as they are, a panel at a time: packing them again for every block of
-        // columns costs little, packing B again for every block of rows much.
-        while p.a.k_inner && cost(rows, cols) > most && cols >= 16 * nr {
-            cols = cols.div_ceil(2);
-        }
-        // Narrower blocks pack A more often, lower ones pack B more often: give up whichever is longer.
-        while cost(rows, cols) > most && (rows > 4 * mr || cols > 4 * nr) {
-            if rows > 4 * mr && (rows >= cols || cols <= 4 * nr) {
-                rows = rows.div_ceil(2);
-            } else {
-                cols = cols.div_ceil(2);
-            }
-        }
-        let rows = rows.next_multiple_of(mr).min(highest);
-        let cols = cols.next_multiple_of(nr).min(widest);
-        // Neighbours in the list share rows of A, which are then still in a shared cache.
-        for m0 in (0..p.m).step_by(rows) {
-            for n0 in (0..p.n).step_by(cols) {
-                let (m1, n1) = ((m0 + rows).min(p.m), (n0 + cols).min(p.n));
-                blocks.push(Block { product: index, m0, m1, n0, n1 });
-            }
-        }
-    }
-    blocks
 }
 
 /// Panics when a slice is too short: the packing relies on it only for its messages, the stores to C for soundness.
