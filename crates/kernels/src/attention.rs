@@ -19,12 +19,14 @@ use crate::math::exp;
 use crate::pool::{self, Shared};
 use crate::profile;
 use crate::simd::Level;
+use backward::Gradients;
+
+mod backward;
 
 /// Keys of a tile.
 pub const TILE: usize = 64;
 /// Queries of a block, at most.
 const BLOCK: usize = 256;
-
 /// The sizes of an attention. Query i of a sequence is token `keys - queries + i` and sees the keys up to itself.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heads {
@@ -263,7 +265,6 @@ pub fn backward_at(
 ) {
     let _span = profile::span("attention");
     let how = arithmetic.into();
-    let level = how.level;
     h.check();
     assert_eq!(h.queries, h.keys, "backward takes whole sequences");
     let (s, dim) = (h.queries, h.head_dim);
@@ -276,80 +277,11 @@ pub fn backward_at(
     check_rows("d", d.len(), h.batch * s, d_stride, d_v.max(d_k) + c);
     assert!(a <= d_k && (d_k + c <= d_v || d_v + c <= d_k) && a <= d_v, "the parts of d overlap");
     assert_eq!(lse.len(), h.batch * h.heads * s, "lse is [B, heads, S]");
-    let group = h.heads / h.kv_heads;
-    let d = Shared::new(d);
+    let (q, k, v, d_out) = ((q, q_stride), (k, k_stride), (v, v_stride), (d_out, d_out_stride));
+    let d = Gradients { data: Shared::new(d), stride: d_stride, k: d_k, v: d_v };
     pool::for_each(h.batch * h.kv_heads, |task| {
         let (b, kv_head) = (task / h.kv_heads, task % h.kv_heads);
-        let row_of = |data: &mut dyn FnMut(usize, usize), i0: usize, i1: usize| {
-            (i0..i1).for_each(|i| data(i, b * s + i))
-        };
-        let (mut dk, mut dv) = (Buffer::zeros(s * dim), Buffer::zeros(s * dim));
-        let mut dq = Buffer::stale(BLOCK * dim);
-        let (mut p, mut dp) = (Buffer::stale(BLOCK * TILE), Buffer::stale(BLOCK * TILE));
-        for head in kv_head * group..(kv_head + 1) * group {
-            for i0 in (0..s).step_by(BLOCK) {
-                let i1 = (i0 + BLOCK).min(s);
-                let rows = i1 - i0;
-                let at = |stride: usize| (b * s + i0) * stride + head * dim;
-                let mut delta = [0.0f32; BLOCK];
-                for (r, delta) in delta[..rows].iter_mut().enumerate() {
-                    let o = &out[at(out_stride) + r * out_stride..][..dim];
-                    *delta = dot(level, o, &d_out[at(d_out_stride) + r * d_out_stride..][..dim]);
-                }
-                dq.fill(0.0);
-                let (first, end) = (h.seen(i0).0 / TILE * TILE, h.seen(i1 - 1).1);
-                for j0 in (first..end).step_by(TILE) {
-                    let cols = TILE.min(end - j0);
-                    let k_view = View::rows(&k[(b * s + j0) * k_stride + kv_head * dim..], k_stride);
-                    let v_view = View::rows(&v[(b * s + j0) * v_stride + kv_head * dim..], v_stride);
-                    let some = h.seeing(i0, rows, j0, j0 + cols);
-                    let (n, first) = (some.len(), some.start);
-                    if n == 0 {
-                        continue;
-                    }
-                    let q_view = View::rows(&q[at(q_stride) + first * q_stride..], q_stride);
-                    let do_view = View::rows(&d_out[at(d_out_stride) + first * d_out_stride..], d_out_stride);
-                    serial_at(how, n, cols, dim, q_view, k_view.t(), &mut p[first * TILE..], TILE, false);
-                    serial_at(how, n, cols, dim, do_view, v_view.t(), &mut dp[first * TILE..], TILE, false);
-                    for r in some {
-                        let (from, to) = h.seen(i0 + r);
-                        let seen = from.saturating_sub(j0).min(cols)..to.saturating_sub(j0).min(cols);
-                        let lse = lse[(b * h.heads + head) * s + i0 + r];
-                        let (p, dp) = (&mut p[r * TILE..][..cols], &mut dp[r * TILE..][..cols]);
-                        softmax_backward(level, p, dp, seen, h.scale, lse, delta[r]);
-                    }
-                    let (p, ds) =
-                        (View::rows(&p[first * TILE..], TILE), View::rows(&dp[first * TILE..], TILE));
-                    serial_at(how, cols, dim, n, p.t(), do_view, &mut dv[j0 * dim..], dim, true);
-                    serial_at(how, n, dim, cols, ds, k_view, &mut dq[first * dim..], dim, true);
-                    serial_at(how, cols, dim, n, ds.t(), q_view, &mut dk[j0 * dim..], dim, true);
-                }
-                row_of(
-                    &mut |i, row| {
-                        // SAFETY: the queries of a head are of one task.
-                        let to = unsafe { d.part(row * d_stride + head * dim, dim) };
-                        to.copy_from_slice(&dq[(i - i0) * dim..][..dim]);
-                    },
-                    i0,
-                    i1,
-                );
-            }
-        }
-        row_of(
-            &mut |i, row| {
-                // SAFETY: keys and values of a key-value head are of one task, and the parts do not overlap.
-                let (to_k, to_v) = unsafe {
-                    (
-                        d.part(row * d_stride + d_k + kv_head * dim, dim),
-                        d.part(row * d_stride + d_v + kv_head * dim, dim),
-                    )
-                };
-                to_k.copy_from_slice(&dk[i * dim..][..dim]);
-                to_v.copy_from_slice(&dv[i * dim..][..dim]);
-            },
-            0,
-            s,
-        );
+        backward::of_keys(how, h, b, kv_head, q, k, v, (out, out_stride), lse, d_out, &d);
     });
 }
 
@@ -371,27 +303,6 @@ by_level! {
         row[seen.end..].fill(0.0);
         let factor = if greatest == new { 1.0 } else { exp::<FMA>(greatest - new) };
         (new, sum * factor + lanes::sum(row), factor)
-    }
-}
-
-by_level! {
-    /// From scores `p` and `dp` = dO·Vᵀ of a row: the probabilities in `p`, the gradients of the scores in `dp`.
-    fn softmax_backward(
-        p: &mut [f32],
-        dp: &mut [f32],
-        seen: std::ops::Range<usize>,
-        scale: f32,
-        lse: f32,
-        delta: f32,
-    ) {
-        for (p, dp) in p.iter_mut().zip(dp.iter_mut()) {
-            *p = exp::<FMA>(*p * scale - lse);
-            *dp = *p * (*dp - delta) * scale;
-        }
-        for part in [0..seen.start, seen.end..p.len()] {
-            p[part.clone()].fill(0.0);
-            dp[part].fill(0.0);
-        }
     }
 }
 

@@ -97,6 +97,38 @@ impl Buffer {
     }
 }
 
+/// A [`Buffer`] that begins with a cache line: vectors that lay across two would take two loads.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    whole: Buffer,
+    start: usize,
+}
+
+impl Lines {
+    /// f32 in a cache line.
+    const LINE: usize = 16;
+
+    /// As [`Buffer::stale`].
+    pub fn stale(len: usize) -> Self {
+        let whole = Buffer::stale(len + Self::LINE);
+        let start = whole.as_ptr().align_offset(Self::LINE * size_of::<f32>()).min(Self::LINE);
+        Self { whole, start }
+    }
+}
+
+impl Deref for Lines {
+    type Target = [f32];
+    fn deref(&self) -> &[f32] {
+        &self.whole[self.start..]
+    }
+}
+
+impl DerefMut for Lines {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        &mut self.whole[self.start..]
+    }
+}
+
 impl From<Vec<f32>> for Buffer {
     /// A vector whose memory becomes spare when the buffer is dropped.
     fn from(whole: Vec<f32>) -> Self {

@@ -13,6 +13,7 @@
 //! (first-level cache) and met with all of them. Packing is also where rows are gathered (tokens of an expert),
 //! scaled (gate weights) and transposed.
 
+pub(crate) mod columns;
 mod cut;
 mod micro;
 mod pack;
@@ -394,7 +395,7 @@ fn run_block(how: How, p: &Product, block: &Block, c: Shared<f32>, epilogue: &(i
                     _ => (&p.b, block.n0 + half * p.twin.unwrap_or(0)),
                 };
                 let into = &mut scratch.b[half * panels * pack::panel_of_b(nr)..];
-                pack_b(how, b, k0, kc, first, n, nr, into);
+                pack_b(how, b, k0, kc, first, n, nr, pack::panel_of_b(nr), into);
             }
             if !p.a.k_inner {
                 pack_a_across(how, &p.a, k0, kc, block.m0, m, mr, scratch.a);
@@ -443,15 +444,25 @@ fn run_block(how: How, p: &Product, block: &Block, c: Shared<f32>, epilogue: &(i
     });
 }
 
-/// Columns of B into panels.
-fn pack_b(how: How, b: &Operand, k0: usize, kc: usize, first: usize, n: usize, nr: usize, into: &mut [f32]) {
+/// Columns of B into panels, `panel` after one another.
+fn pack_b(
+    how: How,
+    b: &Operand,
+    k0: usize,
+    kc: usize,
+    first: usize,
+    n: usize,
+    nr: usize,
+    panel: usize,
+    into: &mut [f32],
+) {
     #[cfg(target_arch = "x86_64")]
     if how.pairs {
-        return pairs::b(b, k0, kc, first, n, into);
+        return pairs::b(b, k0, kc, first, n, panel, into);
     }
-    pack::b(how.level, b, k0, kc, first, n, nr, into);
+    pack::b(how.level, b, k0, kc, first, n, nr, panel, into);
     if how.rounded {
-        into.chunks_exact_mut(pack::panel_of_b(nr))
+        into.chunks_exact_mut(panel)
             .take(n.div_ceil(nr))
             .for_each(|panel| round(how.level, &mut panel[..kc * nr]));
     }

@@ -142,7 +142,7 @@ fn copy(x: &[f32], by: Option<f32>, into: &mut [f32]) {
     }
 }
 
-/// Columns `first..first + n` of B: panels of `nr` columns, each a row after another; missing columns are 0.
+/// Columns `first..first + n` of B: panels of `nr` columns, `panel` after one another, each a row after another; missing columns are 0.
 pub(super) fn b(
     level: Level,
     b: &Operand,
@@ -151,21 +151,22 @@ pub(super) fn b(
     first: usize,
     n: usize,
     nr: usize,
+    panel: usize,
     into: &mut [f32],
 ) {
     if let Elements::Coded(..) = b.data {
-        return b_coded(level, b, k0, kc, first, n, nr, into);
+        return b_coded(level, b, k0, kc, first, n, nr, panel, into);
     }
     if !b.k_inner {
         return match nr {
-            32 => across::<32>(level, b, k0, kc, first, n, panel_of_b(nr), into),
-            16 => across::<16>(level, b, k0, kc, first, n, panel_of_b(nr), into),
-            _ => across::<8>(level, b, k0, kc, first, n, panel_of_b(nr), into),
+            32 => across::<32>(level, b, k0, kc, first, n, panel, into),
+            16 => across::<16>(level, b, k0, kc, first, n, panel, into),
+            _ => across::<8>(level, b, k0, kc, first, n, panel, into),
         };
     }
-    for (panel, j0) in (0..n).step_by(nr).enumerate() {
+    for (number, j0) in (0..n).step_by(nr).enumerate() {
         let cols = nr.min(n - j0);
-        let out = &mut into[panel * panel_of_b(nr)..][..kc * nr];
+        let out = &mut into[number * panel..][..kc * nr];
         if cols < nr {
             out.fill(0.0);
         }
@@ -182,6 +183,7 @@ fn b_coded(
     first: usize,
     n: usize,
     nr: usize,
+    panel: usize,
     into: &mut [f32],
 ) {
     thread_local! {
@@ -193,8 +195,8 @@ fn b_coded(
             for p in 0..kc {
                 b.decode(k0 + p, first, &mut lines[..n]);
                 let scale = b.scale.map(|scale| scale[k0 + p]);
-                for (panel, part) in lines[..n].chunks(nr).enumerate() {
-                    let (some, none) = into[panel * panel_of_b(nr) + p * nr..][..nr].split_at_mut(part.len());
+                for (number, part) in lines[..n].chunks(nr).enumerate() {
+                    let (some, none) = into[number * panel + p * nr..][..nr].split_at_mut(part.len());
                     copy(part, scale, some);
                     none.fill(0.0);
                 }
@@ -202,7 +204,7 @@ fn b_coded(
             return;
         }
         lines.resize(lines.len().max(nr * KC), 0.0);
-        for (panel, j0) in (0..n).step_by(nr).enumerate() {
+        for (number, j0) in (0..n).step_by(nr).enumerate() {
             let cols = nr.min(n - j0);
             for (j, line) in lines.chunks_exact_mut(KC).take(cols).enumerate() {
                 b.decode(first + j0 + j, k0, &mut line[..kc]);
@@ -214,7 +216,7 @@ fn b_coded(
                 scale: b.scale.map(|scale| &scale[first + j0..]),
                 k_inner: true,
             };
-            let out = &mut into[panel * panel_of_b(nr)..][..kc * nr];
+            let out = &mut into[number * panel..][..kc * nr];
             if cols < nr {
                 out.fill(0.0);
             }
@@ -223,8 +225,8 @@ fn b_coded(
     });
 }
 
-/// One panel of a B along whose lines k runs: a transposition.
-fn b_columns(
+/// One panel of a B along whose lines k runs: a transposition. Element p of line j goes to `out[p * nr + j]`.
+pub(super) fn b_columns(
     level: Level,
     b: &Operand,
     k0: usize,

@@ -3,11 +3,27 @@
 //! A panel then has the form of one of f32 with half as many steps, so the micro-kernels differ in one instruction. An odd
 //! last step is paired with zeros.
 
-use super::pack::{panel_of_a, panel_of_b, prefetch};
+use super::pack::{panel_of_a, prefetch};
 use super::{KC, Operand};
 
 /// Steps of k that one visit to C takes.
 pub(super) const STEPS: usize = 2 * KC;
+
+/// Rows of pairs that are written for so many steps of k: lines become columns by sixteens.
+pub(super) const fn rows(kc: usize) -> usize {
+    kc.div_ceil(32) * 16
+}
+
+/// A panel of 32 columns of f32, a row after another, as one of pairs of rows.
+pub(super) fn panel(from: &[f32], kc: usize, into: &mut [f32]) {
+    const NR: usize = 32;
+    assert!(from.len() >= kc * NR && into.len() >= kc.div_ceil(2) * NR);
+    for p in (0..kc).step_by(2) {
+        let row = |p: usize| if p < kc { &from[p * NR..][..NR] } else { &[][..] };
+        // SAFETY: this path is taken on machines with these instructions alone; a row of pairs is written.
+        unsafe { x86::interleave::<NR>((row(p), 1.0), (row(p + 1), 1.0), &mut into[p / 2 * NR..][..NR], NR) };
+    }
+}
 
 /// Rows `first..first + rows` of an A along whose lines k runs: each row `KC` pairs after the one before.
 pub(super) fn a_along(a: &Operand, k0: usize, kc: usize, first: usize, rows: usize, into: &mut [f32]) {
@@ -25,16 +41,16 @@ pub(super) fn a_across(a: &Operand, k0: usize, kc: usize, first: usize, m: usize
     across::<14>(a, k0, kc, first, m, panel_of_a(14), into);
 }
 
-/// Columns `first..first + n` of B: panels of 32 columns, each a row of pairs after another; missing columns are 0.
-pub(super) fn b(b: &Operand, k0: usize, kc: usize, first: usize, n: usize, into: &mut [f32]) {
+/// Columns `first..first + n` of B: panels of 32 columns, `panel` after one another, each a row of pairs after another; missing columns are 0.
+pub(super) fn b(b: &Operand, k0: usize, kc: usize, first: usize, n: usize, panel: usize, into: &mut [f32]) {
     const NR: usize = 32;
     if !b.k_inner {
-        return across::<NR>(b, k0, kc, first, n, panel_of_b(NR), into);
+        return across::<NR>(b, k0, kc, first, n, panel, into);
     }
-    assert!(kc <= STEPS && into.len() >= n.div_ceil(NR) * panel_of_b(NR));
+    assert!(kc <= STEPS && rows(kc) * NR <= panel && into.len() >= n.div_ceil(NR) * panel);
     for j0 in (0..n).step_by(16) {
         let cols = 16.min(n - j0);
-        let out = &mut into[j0 / NR * panel_of_b(NR) + j0 % NR..];
+        let out = &mut into[j0 / NR * panel + j0 % NR..];
         let lines: [&[f32]; 16] = std::array::from_fn(|i| match i < cols {
             true => b.line(first + j0 + i, k0, kc),
             false => &[],
@@ -43,7 +59,7 @@ pub(super) fn b(b: &Operand, k0: usize, kc: usize, first: usize, n: usize, into:
             (Some(scale), true) => scale[first + j0 + i],
             _ => 1.0,
         });
-        // SAFETY: as above; lines are `kc` long or empty, and `out` holds `KC` rows that lie `NR` apart.
+        // SAFETY: as above; lines are `kc` long or empty, and `out` holds `rows(kc)` that lie `NR` apart.
         unsafe { x86::columns(&lines, kc, &scale, out, NR) };
         if j0 % NR == 0 && n - j0 <= 16 {
             // The other half of the last panel.
@@ -64,7 +80,7 @@ fn across<const W: usize>(
     panel: usize,
     into: &mut [f32],
 ) {
-    assert!(kc <= STEPS && W * KC <= panel && into.len() >= n.div_ceil(W) * panel);
+    assert!(kc <= STEPS && W * kc.div_ceil(2) <= panel && into.len() >= n.div_ceil(W) * panel);
     for p in (0..kc).step_by(2) {
         for ahead in [4, 5] {
             if p + ahead < kc {
