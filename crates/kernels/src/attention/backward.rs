@@ -99,7 +99,7 @@ pub(super) fn of_keys(
     to: &Gradients,
 ) {
     let (s, d, level, group) = (h.keys, h.head_dim, how.level, h.heads / h.kv_heads);
-    // SAFETY (of both): queries, keys and values of a key-value head of a sequence are one task's, and the parts do not overlap.
+    // SAFETY: queries, keys and values of a key-value head of a sequence are one task's, and the parts do not overlap.
     let part = |row: usize, first: usize| unsafe { to.data.part((b * s + row) * to.stride + first, d) };
     let (mut dk, mut dv) = (Buffer::zeros(s * d), Buffer::zeros(s * d));
     let most = Sizes::of(how, BLOCK.min(s), d);
