@@ -6,7 +6,7 @@
 //! for backward is freed by the first backward.
 
 use crate::param::{Param, Sink};
-use crate::tensor::{own, read, read2, slice};
+use crate::tensor::{own, read, read2, shaped, slice};
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape as TensorShape, Tensor, bail,
 };
@@ -256,7 +256,7 @@ pub fn biased_mlp(
 ) -> Result<Tensor> {
     let tokens = x.elem_count() / shape.hidden.max(1);
     let dispatch = Arc::new(Dispatch::whole(tokens));
-    experts(x, w_up, w_down, biases, None, &dispatch, shape)?.reshape(x.shape())
+    shaped(&experts(x, w_up, w_down, biases, None, &dispatch, shape)?, x.shape())
 }
 
 /// Adds a weight's gradient: into its sink, or else into zeros that are returned when the weight is tracked.

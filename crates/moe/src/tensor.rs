@@ -1,6 +1,6 @@
 //! Plain slices of candle tensors on the CPU, for kernels.
 
-use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, Tensor, bail};
 use senmon_kernels::buffers::Buffer;
 
 /// The elements of a contiguous f32 argument of a custom op.
@@ -38,8 +38,15 @@ pub fn read2<R>(a: &Tensor, b: &Tensor, f: impl FnOnce(&[f32], &[f32]) -> R) -> 
 }
 
 /// A tensor on the CPU that takes over `values`.
-pub fn own(values: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
+pub fn own(values: Vec<f32>, shape: impl Into<Shape>) -> Result<Tensor> {
     Tensor::from_vec(values, shape, &Device::Cpu)
+}
+
+/// `tensor` in another shape. Where it has that shape, itself: candle makes a step of the graph of each reshape, and adds its gradient
+/// into fresh zeros.
+pub fn shaped(tensor: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
+    let shape = shape.into();
+    if *tensor.shape() == shape { Ok(tensor.clone()) } else { tensor.reshape(shape) }
 }
 
 /// Elements from which on the memory of a tensor is worth keeping: freed and asked for again it is cleared, or comes as fresh pages.

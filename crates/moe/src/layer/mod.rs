@@ -10,6 +10,7 @@ use crate::config::{DenseGradient, Extras, RouterConfig};
 use crate::error::{MoeError, Result};
 use crate::ops;
 use crate::router::Router;
+use crate::tensor::shaped;
 use candle_core::{D, Tensor};
 use candle_nn::ops::{sigmoid, softmax};
 pub use params::{ExtraDef, ExtraInit, MoeParams, SelectionBias, check_together, extra_defs};
@@ -313,7 +314,7 @@ impl MoeLayer {
             });
         }
         let shape = x.shape().clone();
-        let x = x.reshape(((), h))?;
+        let x = shaped(x, (x.elem_count() / h.max(1), h))?;
         let inner = match &self.params.extra("latent.down") {
             None => x.clone(),
             Some(down) => ops::linear(&x, down)?,
@@ -345,6 +346,6 @@ impl MoeLayer {
                 members => observer.routed(ctx.layer, &routing.by_token(members)?),
             }
         }
-        Ok((y.reshape(shape)?, routing))
+        Ok((shaped(&y, shape)?, routing))
     }
 }
