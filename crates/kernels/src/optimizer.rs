@@ -19,25 +19,34 @@ pub fn sum_of_squares(x: &[f32]) -> f64 {
         let part = &x[block * BLOCK..((block + 1) * BLOCK).min(x.len())];
         // SAFETY: one element a task.
         let partial = unsafe { shared.part(block, 1) };
-        partial[0] = squares(Level::current(), part);
+        let mut lanes = Lanes::default();
+        squares(Level::current(), part, &mut lanes);
+        partial[0] = lanes::sum_tree(lanes.as_flattened_mut());
     });
     lanes::sum_tree(&mut partials)
 }
 
+/// Sums of squares side by side: two vectors of eight, written as two since the compiler would make four of one of sixteen.
+type Lanes = [[f64; 8]; 2];
+
 by_level! {
-    fn squares(x: &[f32]) -> f64 {
-        let mut lanes = [0.0f64; 16];
+    /// Adds the square of element i to lane i modulo 16. (Were the lanes summed here, the compiler would compute two at a time.)
+    fn squares(x: &[f32], lanes: &mut Lanes) {
+        let [mut low, mut high] = *lanes;
         let (chunks, tail) = x.as_chunks::<16>();
-        for chunk in chunks {
-            for l in 0..16 {
+        let mut last = [0.0; 16];
+        last[..tail.len()].copy_from_slice(tail);
+        for chunk in chunks.iter().chain([&last]) {
+            for l in 0..8 {
                 let x = chunk[l] as f64;
-                lanes[l] += x * x;
+                low[l] += x * x;
+            }
+            for l in 0..8 {
+                let x = chunk[8 + l] as f64;
+                high[l] += x * x;
             }
         }
-        for (l, x) in tail.iter().enumerate() {
-            lanes[l] += *x as f64 * *x as f64;
-        }
-        lanes::sum_tree(&mut lanes)
+        *lanes = [low, high];
     }
 }
 

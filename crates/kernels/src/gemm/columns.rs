@@ -1,9 +1,8 @@
 //! Right sides of products that are packed once and met by several left sides, and products whose result is itself in panels, ready
 //! to be the right side of the next: for kernels that keep their tiles in the caches.
 
-use super::{
-    Arithmetic, How, KC, MAX_M, Operand, View, micro, pack, pack_a_across, pack_a_along, pack_b, round,
-};
+use super::micro::{Left, Right};
+use super::{Arithmetic, How, KC, MAX_M, Operand, View, a_along, micro, pack, pack_a_across, pack_b, round};
 use crate::buffers::Lines;
 use crate::pool::Shared;
 use crate::simd::Level;
@@ -142,14 +141,13 @@ impl<'a> Panels<'a> {
                     }
                     for (number, i0) in (0..high).step_by(mr).enumerate() {
                         let rows = mr.min(high - i0);
-                        let a_panel: &[f32] = if a.k_inner {
-                            pack_a_along(how, &a, k0, kc, m0 + i0, rows, scratch.a);
-                            scratch.a
-                        } else {
-                            &scratch.a[number * pack::panel_of_a(mr)..]
+                        let left = match a.k_inner {
+                            true => a_along(how, &a, k0, kc, m0 + i0, rows, scratch.a),
+                            false => Left::Columns(&scratch.a[number * pack::panel_of_a(mr)..]),
                         };
                         for j in which.clone() {
-                            let b_panel = &self.data[visit * self.visit + j * self.panel..][..steps * nr];
+                            let panel = &self.data[visit * self.visit + j * self.panel..][..steps * nr];
+                            let right = Right { rows: panel, stride: nr };
                             let tile = micro::Target {
                                 c,
                                 start: (m0 + i0) * place.stride + j * place.panel,
@@ -158,7 +156,7 @@ impl<'a> Panels<'a> {
                                 cols: nr.min(place.columns - j * nr),
                                 load: accumulate || k0 > 0,
                             };
-                            micro::run(how.level, how.pairs, a.k_inner, steps, a_panel, b_panel, tile);
+                            micro::run(how.level, how.pairs, steps, left, right, tile);
                         }
                     }
                 }

@@ -30,18 +30,47 @@ pub(super) struct Target<'a> {
     pub load: bool,
 }
 
-/// Adds `kc` steps. `a`: rows of `KC` each (`a_rows`) or `kc` columns of the kernel's height; `b`: `kc` rows of the
-/// kernel's width. With `pairs`, which only AVX-512 with BF16 has, every element is two of bf16.
+/// A few rows of A.
+#[derive(Clone, Copy)]
+pub(super) enum Left<'a> {
+    /// Rows along which k runs, each so many elements after the one before.
+    Rows(&'a [f32], usize),
+    /// Packed columns of the kernel's height.
+    Columns(&'a [f32]),
+}
+
+/// Rows of B, of which the kernel's width is meant, each `stride` elements after the one before: of a packed panel, or where they lie.
+#[derive(Clone, Copy)]
+pub(super) struct Right<'a> {
+    pub rows: &'a [f32],
+    pub stride: usize,
+}
+
+/// Elements from row to row of a B that may be met where it lies, at most; 0: none. The rows that are asked for ahead of their use fall into
+/// few sets of the first-level cache where they are far apart: of 4 KiB, into one.
+pub(super) fn widest_right(level: Level) -> usize {
+    if level >= Level::Avx512 { 512 } else { 0 }
+}
+
+/// Whether rows of A so many elements apart may be met where they lie: from 4 KiB on they may all fall into one set of the first-level cache.
+pub(super) fn suits_left(stride: usize) -> bool {
+    !stride.is_multiple_of(1024)
+}
+
+/// Adds `kc` steps. With `pairs`, which only AVX-512 with BF16 has, every element is two of bf16.
 #[inline]
-pub(super) fn run(level: Level, pairs: bool, a_rows: bool, kc: usize, a: &[f32], b: &[f32], to: Target) {
+pub(super) fn run(level: Level, pairs: bool, kc: usize, a: Left, b: Right, to: Target) {
     let (mr, nr) = shape(level);
     debug_assert!(to.rows <= mr && to.cols <= nr);
-    assert!(kc <= KC && b.len() >= kc * nr);
-    assert!(a.len() >= if a_rows { to.rows * KC } else { kc * mr });
+    assert!(kc <= KC && (kc == 0 || b.rows.len() >= (kc - 1) * b.stride + nr));
+    assert!(match a {
+        Left::Rows(rows, stride) => kc == 0 || rows.len() >= (to.rows - 1) * stride + kc,
+        Left::Columns(columns) => columns.len() >= kc * mr,
+    });
     if to.cols == nr {
         // SAFETY: the block that this tile belongs to is one task's, and `check` holds it within C.
         let c = unsafe { to.c.part(to.start, (to.rows - 1) * to.stride + nr) };
-        tile(level, pairs, a_rows, to.rows, kc, a, b, c, to.stride, to.load);
+        tile(level, pairs, to.rows, kc, a, b, c, to.stride, to.load);
         return;
     }
     // The last columns go through a tile of full width.
@@ -53,7 +82,7 @@ pub(super) fn run(level: Level, pairs: bool, a_rows: bool, kc: usize, a: &[f32],
             whole[i * nr..][..to.cols].copy_from_slice(row);
         }
     }
-    tile(level, pairs, a_rows, to.rows, kc, a, b, &mut whole, nr, to.load);
+    tile(level, pairs, to.rows, kc, a, b, &mut whole, nr, to.load);
     for i in 0..to.rows {
         // SAFETY: as above.
         let row = unsafe { to.c.part(to.start + i * to.stride, to.cols) };
@@ -65,23 +94,22 @@ pub(super) fn run(level: Level, pairs: bool, a_rows: bool, kc: usize, a: &[f32],
 fn tile(
     level: Level,
     pairs: bool,
-    a_rows: bool,
     rows: usize,
     kc: usize,
-    a: &[f32],
-    b: &[f32],
+    a: Left,
+    b: Right,
     c: &mut [f32],
     stride: usize,
     load: bool,
 ) {
     macro_rules! by_rows {
         ($kernel:ident, $($r:literal)*) => {
-            match (rows, a_rows) {
+            match (rows, a) {
                 $(
                     // SAFETY: the level is the machine's (`run_all` lowers it); lengths were checked in `run`.
-                    ($r, true) => unsafe { $kernel::<$r, true>(kc, a, b, c, stride, load) },
+                    ($r, Left::Rows(a, apart)) => unsafe { $kernel::<$r, true>(kc, a, apart, b, c, stride, load) },
                     // SAFETY: as above.
-                    ($r, false) => unsafe { $kernel::<$r, false>(kc, a, b, c, stride, load) },
+                    ($r, Left::Columns(a)) => unsafe { $kernel::<$r, false>(kc, a, 0, b, c, stride, load) },
                 )*
                 _ => {}
             }
@@ -98,17 +126,18 @@ fn tile(
     }
 }
 
-/// Element (r, p) of a packed panel: rows are `KC` long, or columns `mr` high.
+/// Element (r, p) of A: of rows that are `apart`, or of columns `mr` high.
 #[inline(always)]
-fn at<const A_ROWS: bool>(r: usize, p: usize, mr: usize) -> usize {
-    if A_ROWS { r * KC + p } else { p * mr + r }
+fn at<const A_ROWS: bool>(r: usize, p: usize, mr: usize, apart: usize) -> usize {
+    if A_ROWS { r * apart + p } else { p * mr + r }
 }
 
 /// 4 × 8, in plain arithmetic; `unsafe` only to be called like its sisters.
 unsafe fn portable<const R: usize, const A_ROWS: bool>(
     kc: usize,
     a: &[f32],
-    b: &[f32],
+    apart: usize,
+    b: Right,
     c: &mut [f32],
     stride: usize,
     load: bool,
@@ -119,9 +148,9 @@ unsafe fn portable<const R: usize, const A_ROWS: bool>(
             sum.copy_from_slice(&c[r * stride..][..8]);
         }
     }
-    for (p, row) in b[..kc * 8].chunks_exact(8).enumerate() {
+    for (p, row) in b.rows.chunks(b.stride).map(|row| &row[..8]).take(kc).enumerate() {
         for (r, sum) in sums.iter_mut().enumerate() {
-            let x = a[at::<A_ROWS>(r, p, 4)];
+            let x = a[at::<A_ROWS>(r, p, 4, apart)];
             for (s, y) in sum.iter_mut().zip(row) {
                 *s += x * y;
             }
@@ -134,11 +163,15 @@ unsafe fn portable<const R: usize, const A_ROWS: bool>(
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::at;
+    use super::{Right, at};
 
-    /// B comes from the second-level cache: how far ahead of its use it is asked for, in elements.
-    const AHEAD: usize = 16 * 32;
     use std::arch::x86_64::*;
+
+    /// B comes from the second-level cache: how far ahead of its use it is asked for, in rows. Where it lies as it was given, fewer of
+    /// them fall into one set of the first-level cache; as much is gained.
+    fn ahead(stride: usize) -> usize {
+        if stride == 32 { 16 * stride } else { 8 * stride }
+    }
 
     /// 14 × 32: 28 sums, two vectors of B, one of A; a step adds `$add(x, y, sum)`.
     macro_rules! kernel512 {
@@ -148,14 +181,16 @@ mod x86 {
             pub(super) unsafe fn $name<const R: usize, const A_ROWS: bool>(
                 kc: usize,
                 a: &[f32],
-                b: &[f32],
+                apart: usize,
+                b: Right,
                 c: &mut [f32],
                 stride: usize,
                 load: bool,
             ) {
                 // SAFETY: every address is within the slices by the caller's promise.
                 unsafe {
-                    let (a, mut b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+                    let (ahead, apart_b) = (ahead(b.stride), b.stride);
+                    let (a, mut b, c) = (a.as_ptr(), b.rows.as_ptr(), c.as_mut_ptr());
                     let mut sums = [[_mm512_setzero_ps(); 2]; R];
                     for (r, sum) in sums.iter_mut().enumerate() {
                         if load {
@@ -171,17 +206,17 @@ mod x86 {
                         }
                     }
                     for p in 0..kc {
-                        _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(AHEAD) as *const i8);
-                        _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(AHEAD + 16) as *const i8);
+                        _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(ahead) as *const i8);
+                        _mm_prefetch::<_MM_HINT_T0>(b.wrapping_add(ahead + 16) as *const i8);
                         let (b0, b1) = (_mm512_loadu_ps(b), _mm512_loadu_ps(b.add(16)));
                         for (r, sum) in sums.iter_mut().enumerate() {
-                            let x = _mm512_set1_ps(*a.add(at::<A_ROWS>(r, p, 14)));
+                            let x = _mm512_set1_ps(*a.add(at::<A_ROWS>(r, p, 14, apart)));
                             let ($x, $y, $sum) = (x, b0, sum[0]);
                             sum[0] = $add;
                             let ($x, $y, $sum) = (x, b1, sum[1]);
                             sum[1] = $add;
                         }
-                        b = b.add(32);
+                        b = b.wrapping_add(apart_b);
                     }
                     for (r, sum) in sums.iter().enumerate() {
                         _mm512_storeu_ps(c.add(r * stride), sum[0]);
@@ -221,14 +256,16 @@ mod x86 {
     pub(super) unsafe fn avx2<const R: usize, const A_ROWS: bool>(
         kc: usize,
         a: &[f32],
-        b: &[f32],
+        apart: usize,
+        b: Right,
         c: &mut [f32],
         stride: usize,
         load: bool,
     ) {
         // SAFETY: every address is within the slices by the caller's promise.
         unsafe {
-            let (a, mut b, c) = (a.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+            let apart_b = b.stride;
+            let (a, mut b, c) = (a.as_ptr(), b.rows.as_ptr(), c.as_mut_ptr());
             let mut sums = [[_mm256_setzero_ps(); 2]; R];
             for (r, sum) in sums.iter_mut().enumerate() {
                 if load {
@@ -243,11 +280,11 @@ mod x86 {
             for p in 0..kc {
                 let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
                 for (r, sum) in sums.iter_mut().enumerate() {
-                    let x = _mm256_set1_ps(*a.add(at::<A_ROWS>(r, p, 6)));
+                    let x = _mm256_set1_ps(*a.add(at::<A_ROWS>(r, p, 6, apart)));
                     sum[0] = _mm256_fmadd_ps(x, b0, sum[0]);
                     sum[1] = _mm256_fmadd_ps(x, b1, sum[1]);
                 }
-                b = b.add(16);
+                b = b.wrapping_add(apart_b);
             }
             for (r, sum) in sums.iter().enumerate() {
                 _mm256_storeu_ps(c.add(r * stride), sum[0]);

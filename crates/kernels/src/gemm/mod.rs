@@ -11,7 +11,8 @@
 //! across, `MAX_M` rows. It walks k in steps of `KC`: the block of B is packed into panels of as many columns as the
 //! micro-kernel has lanes (they stay in the second-level cache), then each panel of a few rows of A is packed
 //! (first-level cache) and met with all of them. Packing is also where rows are gathered (tokens of an expert),
-//! scaled (gate weights) and transposed.
+//! scaled (gate weights) and transposed. What needs none of that is met where it lies: rows of A along which k runs, and with
+//! AVX-512 rows of B that are not far apart.
 
 pub(crate) mod columns;
 mod cut;
@@ -27,6 +28,7 @@ use crate::pool::{self, Shared};
 use crate::profile;
 use crate::simd::Level;
 use cut::{Block, cut};
+use micro::{Left, Right};
 use pack::Scratch;
 
 /// Steps of k between two visits to C.
@@ -144,6 +146,18 @@ impl<'a> Operand<'a> {
         match self.data {
             Elements::F32(data) => &data[line * self.stride + start..][..len],
             Elements::Coded(..) => panic!("coded elements are decoded first"),
+        }
+    }
+
+    /// From element `start` of line `i` on, where lines are multiplied as they lie; else they must be packed.
+    fn plain(&self, how: How, i: usize, start: usize) -> Option<&'a [f32]> {
+        match self.data {
+            Elements::F32(data)
+                if !how.pairs && !how.rounded && self.gather.is_none() && self.scale.is_none() =>
+            {
+                data.get(i * self.stride + start..)
+            }
+            _ => None,
         }
     }
 
@@ -389,7 +403,12 @@ fn run_block(how: How, p: &Product, block: &Block, c: Shared<f32>, epilogue: &(i
             let kc = how.steps().min(p.k - k0);
             // What the micro-kernel takes for a step.
             let steps = if how.pairs { kc.div_ceil(2) } else { kc };
+            let whole = halves == 1 && n.is_multiple_of(nr) && p.b.stride <= micro::widest_right(level);
+            let plain_b = if whole && !p.b.k_inner { p.b.plain(how, k0, block.n0) } else { None };
             for half in 0..halves {
+                if plain_b.is_some() {
+                    break;
+                }
                 let (b, first) = match &p.twin_b {
                     Some(twin) if half == 1 => (twin, block.n0),
                     _ => (&p.b, block.n0 + half * p.twin.unwrap_or(0)),
@@ -404,11 +423,9 @@ fn run_block(how: How, p: &Product, block: &Block, c: Shared<f32>, epilogue: &(i
             let load = p.accumulate || k0 > 0;
             for (panel, i0) in (0..m).step_by(mr).enumerate() {
                 let rows = mr.min(m - i0);
-                let a_panel: &[f32] = if p.a.k_inner {
-                    pack_a_along(how, &p.a, k0, kc, block.m0 + i0, rows, scratch.a);
-                    scratch.a
-                } else {
-                    &scratch.a[panel * pack::panel_of_a(mr)..]
+                let left = match p.a.k_inner {
+                    true => a_along(how, &p.a, k0, kc, block.m0 + i0, rows, scratch.a),
+                    false => Left::Columns(&scratch.a[panel * pack::panel_of_a(mr)..]),
                 };
                 for half in 0..halves {
                     let shift = half * p.twin.unwrap_or(0);
@@ -418,10 +435,18 @@ fn run_block(how: How, p: &Product, block: &Block, c: Shared<f32>, epilogue: &(i
                             pack::prefetch(p.a.line(block.m0 + i0 + mr + j, k0, kc));
                         }
                         let cols = nr.min(n - j0);
-                        let b_panel = &scratch.b[(half * panels + j) * pack::panel_of_b(nr)..][..steps * nr];
+                        let right = match plain_b {
+                            Some(rows) => {
+                                Right { rows: rows.get(j0..).unwrap_or_default(), stride: p.b.stride }
+                            }
+                            None => {
+                                let panel = (half * panels + j) * pack::panel_of_b(nr);
+                                Right { rows: &scratch.b[panel..][..steps * nr], stride: nr }
+                            }
+                        };
                         let start = p.c_start + (block.m0 + i0) * p.c_stride + block.n0 + j0 + shift;
                         let tile = micro::Target { c, start, stride: p.c_stride, rows, cols, load };
-                        micro::run(level, how.pairs, p.a.k_inner, steps, a_panel, b_panel, tile);
+                        micro::run(level, how.pairs, steps, left, right, tile);
                     }
                 }
                 if last {
@@ -490,16 +515,31 @@ fn pack_a_across(
     }
 }
 
-/// A few rows of A along which k runs, into one panel.
-fn pack_a_along(how: How, a: &Operand, k0: usize, kc: usize, first: usize, rows: usize, into: &mut [f32]) {
+/// A few rows of A along which k runs: as they lie, or else packed into `space`.
+fn a_along<'a>(
+    how: How,
+    a: &Operand<'a>,
+    k0: usize,
+    kc: usize,
+    first: usize,
+    rows: usize,
+    space: &'a mut [f32],
+) -> Left<'a> {
+    if micro::suits_left(a.stride)
+        && let Some(lines) = a.plain(how, first, k0)
+    {
+        return Left::Rows(lines, a.stride);
+    }
     #[cfg(target_arch = "x86_64")]
     if how.pairs {
-        return pairs::a_along(a, k0, kc, first, rows, into);
+        pairs::a_along(a, k0, kc, first, rows, space);
+        return Left::Rows(space, KC);
     }
-    pack::a_along(a, k0, kc, first, rows, into);
+    pack::a_along(a, k0, kc, first, rows, space);
     if how.rounded {
-        into.chunks_exact_mut(KC).take(rows).for_each(|row| round(how.level, &mut row[..kc]));
+        space.chunks_exact_mut(KC).take(rows).for_each(|row| round(how.level, &mut row[..kc]));
     }
+    Left::Rows(space, KC)
 }
 
 by_level! {

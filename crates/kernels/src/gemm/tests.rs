@@ -91,6 +91,34 @@ proptest! {
         }
     }
 
+    /// Lines named one by one are packed; without names they are multiplied where they lie, where that pays.
+    #[test]
+    fn packed_or_where_they_lie_gives_the_same_bits(
+        m in 1usize..60, panels in 1usize..5, ragged in 0usize..9, k in 1usize..40, long: bool, beside in 0usize..40,
+        far: bool, a_t: bool, seed: u64,
+    ) {
+        let (n, k) = (32 * panels - ragged, if long { k + KC } else { k });
+        let (a_lines, a_width) = if a_t { (k, m) } else { (m, k) };
+        let apart = |width: usize| if far { 1024 } else { width + beside };
+        let (a_wide, b_wide) = (apart(a_width), apart(n));
+        // The last line ends with its last element.
+        let a = numbers((a_lines - 1) * a_wide + a_width, seed);
+        let b = numbers((k - 1) * b_wide + n, seed ^ 1);
+        let names: Vec<u32> = (0..m.max(k) as u32).collect();
+        for level in Level::available() {
+            let product = |named: bool| {
+                let a = if a_t { Operand::k_outer(&a, a_wide) } else { Operand::k_inner(&a, a_wide) };
+                let b = Operand::k_outer(&b, b_wide);
+                let (a, b) = if named { (a.gathered(&names), b.gathered(&names)) } else { (a, b) };
+                Product { m, n, k, a, b, c_start: 0, c_stride: n, accumulate: false, twin: None, twin_b: None }
+            };
+            let (mut packed, mut plain) = (vec![f32::NAN; m * n], vec![f32::NAN; m * n]);
+            run_all(level, &[product(true)], &mut packed, |_| {});
+            run_all(level, &[product(false)], &mut plain, |_| {});
+            prop_assert_eq!(&packed, &plain);
+        }
+    }
+
     #[test]
     fn grouped_products_gather_scale_and_pair(
         sizes in prop::collection::vec(0usize..40, 1..6), n in 1usize..50, k in 1usize..70, seed: u64,
