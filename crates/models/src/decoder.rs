@@ -11,7 +11,8 @@ use senmon_kernels::expert_mlp::Shape;
 use senmon_kernels::gemm::Precision;
 use senmon_kernels::rotary::Rope;
 use senmon_moe::layer::{MoeParams, Wants, extra_defs};
-use senmon_moe::tensor::recycle;
+use senmon_moe::ops::residual;
+use senmon_moe::tensor::{reclaim, recycle};
 use senmon_moe::{Ctx, MoeLayer, PackedWeight, Param, Routing, RoutingObserver, SelectionBias, Stored};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -116,6 +117,16 @@ pub struct Pass<'a> {
     pub forced: Option<&'a HashMap<usize, Vec<u32>>>,
     /// An expert of a layer that is switched off; see [`Ctx::off`].
     pub off: Option<(usize, u32)>,
+    /// In training, activations whose memory nobody needs once backward is through: see [`Pass::reclaim`].
+    pub spent: Vec<Tensor>,
+}
+
+impl Pass<'_> {
+    /// Gives the memory of activations to the next pass. For when backward is through, and nothing else of the pass is looked at; a pass that
+    /// is dropped without it frees them.
+    pub fn reclaim(&mut self) -> Result<()> {
+        self.spent.drain(..).try_for_each(|tensor| Ok(reclaim(tensor)?))
+    }
 }
 
 /// Sets the random numbers of a second pass apart from those of the first.
@@ -357,9 +368,11 @@ impl Decoder {
                 Attention::Heads(block) => block.forward(&x, batch, &rope)?,
                 Attention::Latent(block) => block.forward(&x, batch, &rope)?,
             };
+            pass.spent.extend(pass.train.then(|| x.clone()));
             x = self.ffn(l, &x, &tokens, batch, pass, &mut routings)?;
-            if !pass.train {
-                x = x.detach();
+            match pass.train {
+                true => pass.spent.push(x.clone()),
+                false => x = x.detach(),
             }
         }
         Ok((self.final_norm.apply(&x)?, routings))
@@ -450,9 +463,12 @@ impl Decoder {
         let layer = &self.layers[l];
         let before = layer.residual.place == NormPlace::Before;
         let h = if before { layer.residual.norm.apply(x)? } else { x.clone() };
+        pass.spent.extend((pass.train && before).then(|| h.clone()));
+        // What follows is the sum alone.
+        let onto = (before && layer.residual.scale == 1.0).then_some(x);
         let y = match &layer.ffn {
             Ffn::Dense { up, down, biases, shape } => {
-                senmon_moe::ops::biased_mlp(&h, up, down, biases.as_deref(), *shape)?
+                senmon_moe::ops::biased_mlp(&h, up, down, biases.as_deref(), *shape, onto)?
             }
             Ffn::Moe(moe) => {
                 let mut ctx = Ctx {
@@ -472,20 +488,23 @@ impl Decoder {
                         None => None,
                     },
                 };
-                let (y, routing) = moe.forward(&h, &mut ctx)?;
+                let (y, routing) = moe.forward_onto(&h, onto, &mut ctx)?;
                 routings.push((l, routing));
                 y
             }
         };
+        if before {
+            recycle(h)?;
+        }
+        if onto.is_some() {
+            return Ok(y);
+        }
         let mut y = if before { y } else { layer.residual.norm.apply(&y)? };
         if layer.residual.scale != 1.0 {
             y = (y * layer.residual.scale as f64)?;
         }
-        let sum = ops::residual(x, &y)?;
+        let sum = residual(x, &y)?;
         recycle(y)?;
-        if before {
-            recycle(h)?;
-        }
         Ok(sum)
     }
 }

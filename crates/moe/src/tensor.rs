@@ -55,6 +55,11 @@ const LONG: usize = 1 << 15;
 /// Keeps the memory of a tensor of f32 for the next [`Buffer`]. The tensor must be the last that looks at it: for another that still did,
 /// [`slice()`] is an error. One with a history, or a short one, is dropped as it is.
 pub fn recycle(tensor: Tensor) -> Result<()> {
+    if tensor.track_op() { Ok(()) } else { reclaim(tensor) }
+}
+
+/// As [`recycle`], also of a tensor with a history: for when backward has been through it.
+pub fn reclaim(tensor: Tensor) -> Result<()> {
     struct Take;
     impl InplaceOp1 for Take {
         fn name(&self) -> &'static str {
@@ -67,7 +72,7 @@ pub fn recycle(tensor: Tensor) -> Result<()> {
             Ok(())
         }
     }
-    if tensor.track_op() || tensor.is_variable() || tensor.elem_count() < LONG {
+    if tensor.is_variable() || tensor.elem_count() < LONG {
         return Ok(());
     }
     tensor.inplace_op1(&Take)
@@ -95,6 +100,9 @@ mod tests {
         let twice = (var.as_tensor() * 2.0).unwrap();
         recycle(twice.clone()).unwrap();
         assert_eq!(read(&twice, |x| (x.len(), x[7])).unwrap(), (len, 2.0));
+        reclaim(twice.clone()).unwrap();
+        assert!(read(&twice, <[f32]>::len).is_err());
+        assert_eq!(Buffer::exact(len)[7], 2.0);
         let short = own(vec![1.0; 8], 8).unwrap();
         recycle(short.clone()).unwrap();
         assert_eq!(read(&short, <[f32]>::len).unwrap(), 8);

@@ -274,6 +274,7 @@ pub fn step(
             total = (total + term.value.affine(term.coefficient * share, 0.0)?)?;
         }
         total.backward()?;
+        pass.reclaim()?;
         tree.leaf(decoder, micro + 1 == accumulate);
     }
     outcome.grad_norm = AdamW::norm(decoder).map_err(|name| bad(format!("the gradient of {name}")))?;

@@ -1,6 +1,7 @@
 //! The innermost loops: a few rows of A against one panel of B, with the sums in registers.
 
 use super::KC;
+use super::pack::step_of_a;
 use crate::pool::Shared;
 use crate::simd::Level;
 #[cfg(target_arch = "x86_64")]
@@ -35,7 +36,7 @@ pub(super) struct Target<'a> {
 pub(super) enum Left<'a> {
     /// Rows along which k runs, each so many elements after the one before.
     Rows(&'a [f32], usize),
-    /// Packed columns of the kernel's height.
+    /// Packed columns of the kernel's height ([`step_of_a`]).
     Columns(&'a [f32]),
 }
 
@@ -65,7 +66,7 @@ pub(super) fn run(level: Level, pairs: bool, kc: usize, a: Left, b: Right, to: T
     assert!(kc <= KC && (kc == 0 || b.rows.len() >= (kc - 1) * b.stride + nr));
     assert!(match a {
         Left::Rows(rows, stride) => kc == 0 || rows.len() >= (to.rows - 1) * stride + kc,
-        Left::Columns(columns) => columns.len() >= kc * mr,
+        Left::Columns(columns) => columns.len() >= kc * step_of_a(mr),
     });
     if to.cols == nr {
         // SAFETY: the block that this tile belongs to is one task's, and `check` holds it within C.
@@ -126,10 +127,10 @@ fn tile(
     }
 }
 
-/// Element (r, p) of A: of rows that are `apart`, or of columns `mr` high.
+/// Element (r, p) of A: of rows that are `apart`, or of packed columns.
 #[inline(always)]
 fn at<const A_ROWS: bool>(r: usize, p: usize, mr: usize, apart: usize) -> usize {
-    if A_ROWS { r * apart + p } else { p * mr + r }
+    if A_ROWS { r * apart + p } else { p * step_of_a(mr) + r }
 }
 
 /// 4 × 8, in plain arithmetic; `unsafe` only to be called like its sisters.

@@ -511,7 +511,7 @@ fn pack_a_across(
     pack::a_across(how.level, a, k0, kc, first, m, mr, into);
     if how.rounded {
         let panels = into.chunks_exact_mut(pack::panel_of_a(mr)).take(m.div_ceil(mr));
-        panels.for_each(|panel| round(how.level, &mut panel[..kc * mr]));
+        panels.for_each(|panel| round(how.level, &mut panel[..kc * pack::step_of_a(mr)]));
     }
 }
 

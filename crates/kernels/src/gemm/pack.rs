@@ -7,11 +7,20 @@ use std::cell::RefCell;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{lanes, transpose16};
 
+/// Elements from one column of a panel of A to the next: whole cache lines, where the kernel has about as many rows.
+pub(super) const fn step_of_a(mr: usize) -> usize {
+    if mr == 14 { 16 } else { mr }
+}
+
 /// Elements from one panel of an A that was packed across to the next: a multiple of 4 KiB would put the same column of
 /// all panels into one set of the first-level cache.
-pub(super) fn panel_of_a(mr: usize) -> usize {
-    mr * KC + 16
+pub(super) const fn panel_of_a(mr: usize) -> usize {
+    step_of_a(mr) * KC + 16
 }
+
+/// Elements for the panels of a block of A, of whatever height.
+const A: usize = MAX_M / 14 * panel_of_a(14);
+const _: () = assert!(MAX_M / 6 * panel_of_a(6) <= A && MAX_M / 4 * panel_of_a(4) <= A);
 
 /// Elements from one panel of B to the next, likewise: a line of B goes to all panels.
 pub(super) const fn panel_of_b(nr: usize) -> usize {
@@ -44,7 +53,7 @@ pub(super) fn with_scratch<R>(work: impl FnOnce(Scratch) -> R) -> R {
     const LINE: usize = 16;
     thread_local! {
         static SPACE: RefCell<Vec<f32>> =
-            RefCell::new(vec![0.0; MAX_M * (KC + 16) + B + LINE]);
+            RefCell::new(vec![0.0; A + B + LINE]);
     }
     SPACE.with_borrow_mut(|space| {
         let aligned = space.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
@@ -80,8 +89,8 @@ pub(super) fn a_across(
     }
 }
 
-/// Lines across k: panels of `W` of their elements, `panel` after one another, the last filled up with zeros. A line is read
-/// once, in order; its parts, each a cache line or two, go to all panels.
+/// Lines across k: panels of `W` of their elements, `panel` after one another, the last filled up with zeros (of a panel of A, what is
+/// between its columns means nothing). A line is read once, in order; its parts, each a cache line or two, go to all panels.
 fn across<const W: usize>(
     level: Level,
     x: &Operand,
@@ -101,12 +110,12 @@ fn across<const W: usize>(
         #[cfg(target_arch = "x86_64")]
         if level >= Level::Avx512 {
             // SAFETY: the level is the machine's.
-            unsafe { x86::spread::<W>(line, scale, &mut into[p * W..], panel) };
+            unsafe { x86::spread::<W>(line, scale, &mut into[p * step_of_a(W)..], panel) };
             continue;
         }
         let _ = level;
         let (parts, rest) = line.as_chunks::<W>();
-        let mut at = p * W;
+        let mut at = p * step_of_a(W);
         for part in parts {
             copy(part, scale, &mut into[at..][..W]);
             at += panel;
@@ -286,7 +295,8 @@ mod x86 {
         ((1u32 << n.min(16)) - 1) as __mmask16
     }
 
-    /// `line`, times `by` if there is one: groups of `W` elements, `panel` after one another, the last filled up with zeros.
+    /// `line`, times `by` if there is one: groups of `W` elements, `panel` after one another, the last filled up with zeros. Whole vectors
+    /// are written: after a group of 14, what follows it.
     ///
     /// # Safety
     /// AVX-512 F.
@@ -298,19 +308,24 @@ mod x86 {
         panel: usize,
     ) {
         let n = line.len();
-        assert!(n == 0 || into.len() >= (n - 1) / W * panel + W, "groups of {W} of {n} elements");
-        // SAFETY: lanes beyond the line and the groups are masked; the end of what is written was checked.
+        let wide = W.next_multiple_of(16);
+        assert!(n == 0 || into.len() >= (n - 1) / W * panel + wide, "groups of {W} of {n} elements");
+        // SAFETY: lanes beyond the line are masked; the end of what is written was checked.
         unsafe {
             let factor = _mm512_set1_ps(by.unwrap_or(1.0));
             let (mut from, mut to, mut left) = (line.as_ptr(), into.as_mut_ptr(), n);
             while left > 0 {
-                for part in (0..W).step_by(16) {
-                    let some = lanes(left.saturating_sub(part).min(W - part));
-                    let mut x = _mm512_maskz_loadu_ps(some, from.wrapping_add(part));
+                for part in (0..wide).step_by(16) {
+                    let mut x = match left >= wide {
+                        true => _mm512_loadu_ps(from.add(part)),
+                        false => {
+                            _mm512_maskz_loadu_ps(lanes(left.saturating_sub(part)), from.wrapping_add(part))
+                        }
+                    };
                     if by.is_some() {
                         x = _mm512_mul_ps(x, factor);
                     }
-                    _mm512_mask_storeu_ps(to.add(part), lanes(W - part), x);
+                    _mm512_storeu_ps(to.add(part), x);
                 }
                 from = from.wrapping_add(W);
                 to = to.wrapping_add(panel);

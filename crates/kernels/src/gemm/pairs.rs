@@ -3,7 +3,7 @@
 //! A panel then has the form of one of f32 with half as many steps, so the micro-kernels differ in one instruction. An odd
 //! last step is paired with zeros.
 
-use super::pack::{panel_of_a, prefetch};
+use super::pack::{panel_of_a, prefetch, step_of_a};
 use super::{KC, Operand};
 
 /// Steps of k that one visit to C takes.
@@ -80,7 +80,7 @@ fn across<const W: usize>(
     panel: usize,
     into: &mut [f32],
 ) {
-    assert!(kc <= STEPS && W * kc.div_ceil(2) <= panel && into.len() >= n.div_ceil(W) * panel);
+    assert!(kc <= STEPS && step_of_a(W) * kc.div_ceil(2) <= panel && into.len() >= n.div_ceil(W) * panel);
     for p in (0..kc).step_by(2) {
         for ahead in [4, 5] {
             if p + ahead < kc {
@@ -91,7 +91,7 @@ fn across<const W: usize>(
         let one = (x.line(k0 + p, first, n), by(p));
         let two = if p + 1 < kc { (x.line(k0 + p + 1, first, n), by(p + 1)) } else { (&[][..], 1.0) };
         // SAFETY: this path is taken on machines with these instructions alone; the last group ends within the last panel.
-        unsafe { x86::interleave::<W>(one, two, &mut into[p / 2 * W..], panel) };
+        unsafe { x86::interleave::<W>(one, two, &mut into[p / 2 * step_of_a(W)..], panel) };
     }
 }
 

@@ -16,7 +16,7 @@ use senmon_kernels::rotary::{self, Rope};
 use senmon_kernels::{norm, residual};
 use senmon_moe::Param;
 use senmon_moe::ops::product_into;
-use senmon_moe::tensor::{own, read, read2, slice};
+use senmon_moe::tensor::{own, read, read2, recycle, slice};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What surrounds a block: a norm before or after it, and the sum with the residual stream.
@@ -399,6 +399,7 @@ impl CustomOp1 for AttentionOp {
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
         let saved = taken(&self.saved, "attention")?;
         let dx = read2(x, dy, |x, dy| self.backward(x, dy, saved))??;
+        recycle(dy.clone())?;
         Ok(Some(own(dx, x.shape())?))
     }
 }

@@ -7,7 +7,6 @@ mod embedding;
 mod latent;
 mod loss;
 mod norm;
-mod residual;
 
 pub use attention::{AttentionBlock, Continued, LayerCache, Residual};
 pub use consistency::consistency;
@@ -15,7 +14,6 @@ pub use embedding::embed;
 pub use latent::LatentBlock;
 pub use loss::{LossTerms, lm_loss};
 pub use norm::Norm;
-pub use residual::residual;
 
 use candle_core::{Result, bail};
 use senmon_moe::Param;

@@ -6,7 +6,7 @@ use senmon_kernels::buffers::Buffer;
 use senmon_kernels::layout::Rows;
 use senmon_kernels::norm;
 use senmon_moe::Param;
-use senmon_moe::tensor::{own, read, read2, slice};
+use senmon_moe::tensor::{own, read, read2, recycle, slice};
 use std::sync::{Mutex, PoisonError};
 
 /// A norm over the last dimension: RMSNorm, or LayerNorm where it has a bias.
@@ -110,6 +110,7 @@ impl CustomOp1 for RmsNorm {
                 });
             })
         })??;
+        recycle(dy.clone())?;
         Ok(Some(own(dx, x.shape())?))
     }
 }

@@ -9,7 +9,7 @@ use senmon_kernels::biased_attention::{self, attend, bucket};
 use senmon_kernels::buffers::Buffer;
 use senmon_kernels::expert_mlp::Shape;
 use senmon_moe::layer::MoeParams;
-use senmon_moe::ops::{mlp, product, product_into};
+use senmon_moe::ops::{biased_mlp, product, product_into};
 use senmon_moe::tensor::{own, read};
 use senmon_moe::{Ctx, MoeConfig, MoeLayer, Param, RouterConfig, RoutingObserver};
 
@@ -280,12 +280,12 @@ impl Layer {
     fn ffn(&self, x: &Tensor, layer: usize, observer: &mut Observer) -> Result<Tensor> {
         let h = self.norm.apply(x)?;
         let y = match &self.ffn {
-            Ffn::Dense { up, down, shape } => mlp(&h, up, down, *shape)?,
+            Ffn::Dense { up, down, shape } => biased_mlp(&h, up, down, None, *shape, Some(x))?,
             Ffn::Moe(moe) => {
                 let observer = observer.as_mut().map(|observer| &mut **observer as &mut dyn RoutingObserver);
-                moe.forward(&h, &mut Ctx { layer, observer, ..Ctx::default() })?.0
+                moe.forward_onto(&h, Some(x), &mut Ctx { layer, observer, ..Ctx::default() })?.0
             }
         };
-        Ok(ops::residual(x, &y)?.detach())
+        Ok(y.detach())
     }
 }

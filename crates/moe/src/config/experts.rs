@@ -29,4 +29,9 @@ impl Extras {
     pub fn special(&self) -> usize {
         self.zero.saturating_add(self.identity).saturating_add(self.constant)
     }
+
+    /// Something is done to what the experts give.
+    pub(crate) fn follow_experts(&self) -> bool {
+        self.identity > 0 || self.constant > 0 || self.residual || self.latent > 0
+    }
 }

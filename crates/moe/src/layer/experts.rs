@@ -14,10 +14,18 @@ use senmon_kernels::dispatch::{Dispatch, EMPTY};
 use std::sync::Arc;
 
 impl MoeLayer {
-    /// `y` \[T, L\] of `x` \[T, H\], which the router sees, and `inner` \[T, L\], which the experts do.
-    pub(super) fn routed(&self, x: &Tensor, inner: &Tensor, ctx: &Ctx) -> Result<(Tensor, Routing)> {
+    /// `y` \[T, L\] of `x` \[T, H\], which the router sees, and `inner` \[T, L\], which the experts do; and whether `y` is added to `onto`
+    /// \[T, L\] already.
+    pub(super) fn routed(
+        &self,
+        x: &Tensor,
+        inner: &Tensor,
+        onto: Option<&Tensor>,
+        ctx: &Ctx,
+    ) -> Result<(Tensor, Routing, bool)> {
         let Routed { mut routing, dispatch, weighs_input } = self.route_all(x, &self.logits(x, ctx)?, ctx)?;
         let running = ctx.train && ctx.wants.dense_gradient == DenseGradient::Ema;
+        let mut added = false;
         let mut y = if weighs_input || ctx.wants.distance || running {
             let out = self.by_slot(inner, &routing, weighs_input, ctx)?;
             if ctx.wants.distance {
@@ -33,7 +41,10 @@ impl MoeLayer {
                 false => out.broadcast_mul(&routing.weights.unsqueeze(2)?)?.sum(1)?,
             }
         } else {
-            self.experts(inner, Some(&routing.weights), &dispatch, dispatch.slots, ctx)?
+            let more = ctx.train && ctx.wants.dense_gradient != DenseGradient::None;
+            let onto = onto.filter(|_| !more && !self.drops_out(ctx));
+            added = onto.is_some();
+            self.experts(inner, Some(&routing.weights), &dispatch, dispatch.slots, onto, ctx)?
         };
         if ctx.train {
             y = match ctx.wants.dense_gradient {
@@ -49,7 +60,7 @@ impl MoeLayer {
                 },
             };
         }
-        Ok((y, routing))
+        Ok((y, routing, added))
     }
 
     /// What each row \[N, L\] gets from the expert that `dispatch` (of one slot a row) sends it to: \[N, L\]; `slots` rows are of one token.
@@ -60,22 +71,24 @@ impl MoeLayer {
         slots: usize,
         ctx: &Ctx,
     ) -> Result<Tensor> {
-        self.experts(rows, None, dispatch, slots, ctx)
+        self.experts(rows, None, dispatch, slots, None, ctx)
     }
 
-    /// The experts' MLPs on `x` \[T, L\], their outputs weighted and summed by token: \[T, L\]. `slots` of the dispatch are of one token.
+    /// The experts' MLPs on `x` \[T, L\], their outputs weighted and summed by token: \[T, L\]; added to `onto`, which no dropout knows.
+    /// `slots` of the dispatch are of one token.
     fn experts(
         &self,
         x: &Tensor,
         weights: Option<&Tensor>,
         dispatch: &Arc<Dispatch>,
         slots: usize,
+        onto: Option<&Tensor>,
         ctx: &Ctx,
     ) -> Result<Tensor> {
         let (s, p) = (self.config.expert_shape(), &self.params);
         let biases = p.expert_biases.as_ref();
         if !self.drops_out(ctx) {
-            return Ok(ops::experts(x, &p.gate_up, &p.down, biases, weights, dispatch, s)?);
+            return Ok(ops::experts(x, &p.gate_up, &p.down, biases, weights, dispatch, s, onto)?);
         }
         let a = ops::gated_up(x, &p.gate_up, biases.map(|b| &b.0), dispatch, s)?;
         let a = self.dropout(a, dispatch, slots, ctx)?;

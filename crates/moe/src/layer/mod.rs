@@ -10,7 +10,7 @@ use crate::config::{DenseGradient, Extras, RouterConfig};
 use crate::error::{MoeError, Result};
 use crate::ops;
 use crate::router::Router;
-use crate::tensor::shaped;
+use crate::tensor::{recycle, shaped};
 use candle_core::{D, Tensor};
 use candle_nn::ops::{sigmoid, softmax};
 pub use params::{ExtraDef, ExtraInit, MoeParams, SelectionBias, check_together, extra_defs};
@@ -304,6 +304,16 @@ impl MoeLayer {
 
     /// `y` of the shape of `x` \[.., H\], and what the router did. Losses are in the routing: nothing is kept outside.
     pub fn forward(&self, x: &Tensor, ctx: &mut Ctx) -> Result<(Tensor, Routing)> {
+        self.forward_onto(x, None, ctx)
+    }
+
+    /// As [`forward`](Self::forward), added to the residual stream `onto`, of the shape of `x`: where nothing follows the experts, within their op.
+    pub fn forward_onto(
+        &self,
+        x: &Tensor,
+        onto: Option<&Tensor>,
+        ctx: &mut Ctx,
+    ) -> Result<(Tensor, Routing)> {
         let h = self.config.hidden;
         if x.dims().last() != Some(&h) {
             let expected = format!("[.., {h}]");
@@ -319,9 +329,14 @@ impl MoeLayer {
             None => x.clone(),
             Some(down) => ops::linear(&x, down)?,
         };
-        let (mut y, routing) = match self.config.router.kind.as_str() {
-            "soft" => self.soft(&x, &inner, ctx)?,
-            _ => self.routed(&x, &inner, ctx)?,
+        let onto = onto.map(|onto| shaped(onto, x.shape())).transpose()?;
+        let last = self.params.shared.is_none() && !self.config.extras.follow_experts();
+        let (mut y, routing, added) = match self.config.router.kind.as_str() {
+            "soft" => {
+                let (y, routing) = self.soft(&x, &inner, ctx)?;
+                (y, routing, false)
+            }
+            _ => self.routed(&x, &inner, onto.as_ref().filter(|_| last), ctx)?,
         };
         if let Some(up) = self.params.extra("latent.up") {
             if self.config.extras.latent_norm {
@@ -333,11 +348,16 @@ impl MoeLayer {
         y = self.beyond(y, &x, &routing)?;
         if let Some((up, down)) = &self.params.shared {
             let biases = self.params.shared_biases.as_ref();
-            let mut shared = ops::biased_mlp(&x, up, down, biases, self.config.shared_shape())?;
+            let mut shared = ops::biased_mlp(&x, up, down, biases, self.config.shared_shape(), None)?;
             if let Some(gate) = &self.params.shared_gate {
                 shared = shared.broadcast_mul(&sigmoid(&ops::linear(&x, gate)?)?)?;
             }
             y = (y + shared)?;
+        }
+        if let Some(onto) = onto.filter(|_| !added) {
+            let sum = ops::residual(&onto, &y)?;
+            recycle(y)?;
+            y = sum;
         }
         self.show_outputs(&inner, ctx)?;
         if let Some(observer) = &mut ctx.observer {

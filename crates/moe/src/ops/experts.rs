@@ -1,12 +1,12 @@
-//! The heavy parts of a layer as candle ops with gradients, over `senmon-kernels`.
+//! The MLPs of experts.
 //!
-//! An op has one output and at most three tensor arguments. A layer of experts is two products, [`gated_up`] and
-//! [`down_combine`], with the dispatch inside them, shared; where their weights have sinks, and so are no arguments,
-//! [`experts`] has both in one op: candle adds every gradient that passes through it into fresh zeros. What forward keeps
-//! for backward is freed by the first backward.
+//! A layer of experts is two products, [`gated_up`] and [`down_combine`], with the dispatch inside them, shared; where their weights
+//! have sinks, and so are no arguments, [`experts`] has both in one op, and the sum with the residual stream: candle adds every
+//! gradient that passes through it into fresh zeros.
 
+use super::{residual, weight_gradient};
 use crate::param::{Param, Sink};
-use crate::tensor::{own, read, read2, shaped, slice};
+use crate::tensor::{own, read, read2, recycle, shaped, slice};
 use candle_core::{
     CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape as TensorShape, Tensor, bail,
 };
@@ -14,73 +14,13 @@ use senmon_kernels::buffers::Buffer;
 use senmon_kernels::dispatch::Dispatch;
 use senmon_kernels::elements::Matrix;
 use senmon_kernels::expert_mlp::{self, Shape};
-use senmon_kernels::gemm::{self, Operand, Precision, Product, View};
+use senmon_kernels::gemm::Precision;
 use senmon_kernels::packed::{self, Expert, MlpBiases};
 use senmon_kernels::simd::Level;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// `y` \[.., O\] = `x` \[.., I\] · `w`ᵀ, with `w` \[O, I\].
-pub fn linear(x: &Tensor, w: &Param) -> Result<Tensor> {
-    if w.as_stored().is_some() || w.as_packed().is_some() {
-        let (&[.., inputs], &[outputs, cols]) = (x.dims(), w.dims()) else { bail!("linear: {:?}", w.dims()) };
-        if inputs != cols {
-            bail!("linear: x {:?} does not fit {} {:?}", x.shape(), w.name(), w.dims());
-        }
-        let mut dims = x.dims().to_vec();
-        dims.last_mut().into_iter().for_each(|last| *last = outputs);
-        let y = read(&x.contiguous()?, |x| product(x, w))??;
-        return own(y.into_vec(), dims);
-    }
-    x.contiguous()?.apply_op2(w.tensor(), Linear { sink: w.sink().cloned(), precision: w.precision() })
-}
-
-/// `x` \[T, I\] · `w`ᵀ with `w` \[O, I\], without gradients: \[T, O\].
-pub fn product(x: &[f32], w: &Param) -> Result<Buffer> {
-    let &[outputs, inputs] = w.dims() else { bail!("{}: {:?} is no matrix", w.name(), w.dims()) };
-    let mut y = Buffer::exact(x.len() / inputs.max(1) * outputs);
-    product_into(x, w, &mut y, false)?;
-    Ok(y)
-}
-
-/// As [`product`], into `y` or added to it.
-pub fn product_into(x: &[f32], w: &Param, y: &mut [f32], accumulate: bool) -> Result<()> {
-    let &[outputs, inputs] = w.dims() else { bail!("{}: {:?} is no matrix", w.name(), w.dims()) };
-    let rows = x.len() / inputs.max(1);
-    if x.len() != rows * inputs || y.len() != rows * outputs {
-        bail!("{}: {} inputs and {} outputs do not fit {:?}", w.name(), x.len(), y.len(), w.dims());
-    }
-    if let Some(w) = w.as_packed() {
-        packed::linear(Level::current(), packed::Linear { x, weights: &w.matrices(), y, accumulate });
-        return Ok(());
-    }
-    w.matrices(|parts| {
-        let mut c_start = 0;
-        let products: Vec<Product> = parts
-            .iter()
-            .map(|part| {
-                let (a, b) = (Operand::k_inner(x, inputs), Operand::weight(*part));
-                let product = Product {
-                    m: rows,
-                    n: part.rows,
-                    k: inputs,
-                    a,
-                    b,
-                    c_start,
-                    c_stride: outputs,
-                    accumulate,
-                    twin: None,
-                    twin_b: None,
-                };
-                c_start += part.rows;
-                product
-            })
-            .collect();
-        gemm::run_all(w.precision(), &products, y, |_: gemm::Tile| {});
-    })
-}
-
 /// The MLPs of experts: `y` \[T, H\] from `x` \[T, H\], `up` \[E, P, H\], `down` \[E, H, I\], biases \[E, P\] and \[E, H\], which have no
-/// gradients, and `weights` \[T, K\] (none: all 1).
+/// gradients, and `weights` \[T, K\] (none: all 1); added to `onto` \[T, H\], if there is one.
 pub fn experts(
     x: &Tensor,
     up: &Param,
@@ -89,7 +29,16 @@ pub fn experts(
     weights: Option<&Tensor>,
     dispatch: &Arc<Dispatch>,
     shape: Shape,
+    onto: Option<&Tensor>,
 ) -> Result<Tensor> {
+    if let Some(onto) = onto.filter(|onto| onto.dims() != [dispatch.tokens, shape.hidden]) {
+        bail!(
+            "experts: what they are added to is {:?}, not {} of {}",
+            onto.shape(),
+            dispatch.tokens,
+            shape.hidden
+        );
+    }
     if let (Some(up_packed), Some(down_packed)) = (up.as_packed(), down.as_packed()) {
         let (d, s) = (dispatch, shape);
         let slots = weights.map_or(d.tokens * d.slots, Tensor::elem_count);
@@ -127,6 +76,9 @@ pub fn experts(
             None => read(&x.contiguous()?, |x| run(x, None))??,
             Some(weights) => read2(&x.contiguous()?, &weights.contiguous()?, |x, g| run(x, Some(g)))??,
         }
+        if let Some(onto) = onto {
+            read(onto, |onto| senmon_kernels::residual::add_to(&mut y, onto))?;
+        }
         return own(y, (d.tokens, s.hidden));
     }
     // candle asks an op for gradients only where one of its arguments has some; of this one the weights are none.
@@ -140,15 +92,26 @@ pub fn experts(
             a: Mutex::default(),
         };
         let x = x.contiguous()?;
-        return match weights {
-            Some(weights) => x.apply_op2(&weights.contiguous()?, op),
-            None => x.apply_op1(op),
+        let weights = weights.map(Tensor::contiguous).transpose()?;
+        return match (&weights, onto) {
+            (Some(weights), None) => x.apply_op2(weights, op),
+            (Some(weights), Some(onto)) => x.apply_op3(weights, &onto.contiguous()?, Onto(op)),
+            (None, None) => x.apply_op1(op),
+            (None, Some(onto)) => x.apply_op2(&onto.contiguous()?, Onto(op)),
         };
     }
     let a = gated_up(x, up, biases.map(|b| &b.0), dispatch, shape)?;
-    match weights {
-        Some(weights) => down_combine(&a, down, biases.map(|b| &b.1), weights, dispatch, shape),
-        None => self::down(&a, down, biases.map(|b| &b.1), dispatch, shape),
+    let y = match weights {
+        Some(weights) => down_combine(&a, down, biases.map(|b| &b.1), weights, dispatch, shape)?,
+        None => self::down(&a, down, biases.map(|b| &b.1), dispatch, shape)?,
+    };
+    match onto {
+        None => Ok(y),
+        Some(onto) => {
+            let sum = residual(onto, &y)?;
+            recycle(y)?;
+            Ok(sum)
+        }
     }
 }
 
@@ -243,138 +206,21 @@ fn down_stored(
 
 /// An MLP that every token passes: `w_up` \[P, H\] (gate rows, then up rows), `w_down` \[H, I\].
 pub fn mlp(x: &Tensor, w_up: &Param, w_down: &Param, shape: Shape) -> Result<Tensor> {
-    biased_mlp(x, w_up, w_down, None, shape)
+    biased_mlp(x, w_up, w_down, None, shape, None)
 }
 
-/// [`mlp`] with biases \[P\] and \[H\], which have no gradients.
+/// [`mlp`] with biases \[P\] and \[H\], which have no gradients; added to `onto` \[T, H\], if there is one.
 pub fn biased_mlp(
     x: &Tensor,
     w_up: &Param,
     w_down: &Param,
     biases: Option<&(Param, Param)>,
     shape: Shape,
+    onto: Option<&Tensor>,
 ) -> Result<Tensor> {
     let tokens = x.elem_count() / shape.hidden.max(1);
     let dispatch = Arc::new(Dispatch::whole(tokens));
-    shaped(&experts(x, w_up, w_down, biases, None, &dispatch, shape)?, x.shape())
-}
-
-/// Adds a weight's gradient: into its sink, or else into zeros that are returned when the weight is tracked.
-pub fn weight_gradient(
-    sink: Option<&Sink>,
-    w: &Tensor,
-    add: impl FnOnce(Option<&mut [f32]>) -> Result<()>,
-) -> Result<Option<Tensor>> {
-    match sink {
-        Some(sink) => {
-            add(Some(&mut sink.lock()))?;
-            Ok(None)
-        }
-        None if w.track_op() => {
-            let mut zeros = vec![0.0; w.elem_count()];
-            add(Some(&mut zeros))?;
-            Ok(Some(own(zeros, w.shape())?))
-        }
-        None => {
-            add(None)?;
-            Ok(None)
-        }
-    }
-}
-
-/// The values of a small parameter for stock ops: its gradient goes where that of the kernels' weights goes.
-pub fn watched(param: &Param) -> Result<Tensor> {
-    match param.sink() {
-        None => Ok(param.tensor().clone()),
-        Some(sink) => param.tensor().apply_op1(Watched { sink: sink.clone() }),
-    }
-}
-
-struct Watched {
-    sink: Sink,
-}
-
-impl CustomOp1 for Watched {
-    fn name(&self) -> &'static str {
-        "watched"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, TensorShape)> {
-        Ok((CpuStorage::F32(slice("a parameter", x, layout)?.to_vec()), layout.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        weight_gradient(Some(&self.sink), x, |dw| match dw {
-            None => Ok(()),
-            Some(dw) => read(dy, |dy| dw.iter_mut().zip(dy).for_each(|(sum, d)| *sum += d)),
-        })
-    }
-}
-
-struct Linear {
-    sink: Option<Sink>,
-    precision: Precision,
-}
-
-impl CustomOp2 for Linear {
-    fn name(&self) -> &'static str {
-        "linear"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        lx: &Layout,
-        w: &CpuStorage,
-        lw: &Layout,
-    ) -> Result<(CpuStorage, TensorShape)> {
-        let (outputs, inputs) = lw.shape().dims2()?;
-        let mut dims = lx.shape().dims().to_vec();
-        match dims.last_mut() {
-            Some(last) if *last == inputs => *last = outputs,
-            _ => bail!("linear: x {:?} does not fit w {:?}", lx.shape(), lw.shape()),
-        }
-        let (x, w) = (slice("x", x, lx)?, slice("w", w, lw)?);
-        let rows = x.len() / inputs.max(1);
-        let mut y = vec![0.0; rows * outputs];
-        gemm::parallel(
-            self.precision,
-            rows,
-            outputs,
-            inputs,
-            View::rows(x, inputs),
-            View::rows(w, inputs).t(),
-            &mut y,
-            outputs,
-            false,
-        );
-        Ok((CpuStorage::F32(y), dims.into()))
-    }
-
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        _y: &Tensor,
-        dy: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (outputs, inputs) = w.dims2()?;
-        let rows = x.elem_count() / inputs.max(1);
-        let dx = read2(dy, w, |dy, w| {
-            let mut dx = vec![0.0; rows * inputs];
-            let (a, b) = (View::rows(dy, outputs), View::rows(w, inputs));
-            gemm::parallel(self.precision, rows, inputs, outputs, a, b, &mut dx, inputs, false);
-            dx
-        })?;
-        let dw = weight_gradient(self.sink.as_ref(), w, |dw| match dw {
-            None => Ok(()),
-            Some(dw) => read2(dy, x, |dy, x| {
-                let (a, b) = (View::rows(dy, outputs).t(), View::rows(x, inputs));
-                gemm::parallel(self.precision, outputs, inputs, rows, a, b, dw, inputs, true);
-            }),
-        })?;
-        Ok((Some(own(dx, x.shape())?), dw))
-    }
+    shaped(&experts(x, w_up, w_down, biases, None, &dispatch, shape, onto)?, x.shape())
 }
 
 /// Calls `f` with the values of a bias of `len` elements, if there is one.
@@ -481,6 +327,7 @@ impl CustomOp2 for GatedUp {
         da: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (dx, dw) = read2(x, da, |x, da| self.backward(x, w, da))??;
+        recycle(da.clone())?;
         Ok((Some(own(dx, x.shape())?), dw))
     }
 }
@@ -502,7 +349,7 @@ impl DownCombine {
         Self { dispatch: dispatch.clone(), shape, bias, sink, precision: w.precision() }
     }
 
-    fn forward(&self, a: &[f32], w: &[f32], weights: Option<&[f32]>) -> Result<(CpuStorage, TensorShape)> {
+    fn forward(&self, a: &[f32], w: &[f32], weights: Option<&[f32]>) -> Result<(Vec<f32>, TensorShape)> {
         let (d, s) = (&self.dispatch, self.shape);
         let slots = weights.map_or(d.tokens * d.slots, <[f32]>::len);
         if a.len() != d.rows() * s.intermediate
@@ -521,7 +368,7 @@ impl DownCombine {
             let w = Matrix::each(w, s.hidden, s.intermediate);
             expert_mlp::down(self.precision, d, s, a, &w, bias, weights, &mut y);
         })?;
-        Ok((CpuStorage::F32(y), (d.tokens, s.hidden).into()))
+        Ok((y, (d.tokens, s.hidden).into()))
     }
 
     fn backward(&self, a: &[f32], w: &Tensor, weights: Option<&[f32]>, dy: &[f32]) -> Result<DownGradients> {
@@ -551,7 +398,8 @@ impl CustomOp2 for DownCombine {
         w: &CpuStorage,
         lw: &Layout,
     ) -> Result<(CpuStorage, TensorShape)> {
-        self.forward(slice("a", a, la)?, slice("w", w, lw)?, None)
+        let (y, shape) = self.forward(slice("a", a, la)?, slice("w", w, lw)?, None)?;
+        Ok((CpuStorage::F32(y), shape))
     }
 
     fn bwd(
@@ -562,6 +410,7 @@ impl CustomOp2 for DownCombine {
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let (da, dw, _) = read2(a, dy, |a, dy| self.backward(a, w, None, dy))??;
+        recycle(dy.clone())?;
         Ok((Some(own(da.into_vec(), a.shape())?), dw))
     }
 }
@@ -580,7 +429,9 @@ impl CustomOp3 for DownCombine {
         g: &CpuStorage,
         lg: &Layout,
     ) -> Result<(CpuStorage, TensorShape)> {
-        self.forward(slice("a", a, la)?, slice("w", w, lw)?, Some(slice("weights", g, lg)?))
+        let weights = slice("weights", g, lg)?;
+        let (y, shape) = self.forward(slice("a", a, la)?, slice("w", w, lw)?, Some(weights))?;
+        Ok((CpuStorage::F32(y), shape))
     }
 
     fn bwd(
@@ -593,6 +444,7 @@ impl CustomOp3 for DownCombine {
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (da, dw, d_weights) =
             read2(a, dy, |a, dy| read(weights, |g| self.backward(a, w, Some(g), dy)))???;
+        recycle(dy.clone())?;
         let d_weights = d_weights.map(|d| own(d, weights.shape())).transpose()?;
         Ok((Some(own(da.into_vec(), a.shape())?), dw, d_weights))
     }
@@ -609,7 +461,7 @@ struct Experts {
 }
 
 impl Experts {
-    fn forward(&self, x: &[f32], weights: Option<&[f32]>) -> Result<(CpuStorage, TensorShape)> {
+    fn forward(&self, x: &[f32], weights: Option<&[f32]>) -> Result<(Vec<f32>, TensorShape)> {
         let a = self.up_weight.read(|w| self.up.forward(x, w))??;
         let y = self.down_weight.read(|w| self.down.forward(&a, w, weights))??;
         *self.a.lock().unwrap_or_else(PoisonError::into_inner) = Some(a);
@@ -633,18 +485,42 @@ impl Experts {
     }
 }
 
+impl Experts {
+    /// [`backward`](Self::backward) of tensors.
+    fn gradients(
+        &self,
+        x: &Tensor,
+        weights: Option<&Tensor>,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let (dx, d_weights) = match weights {
+            None => read2(x, dy, |x, dy| self.backward(x, None, dy))??,
+            Some(weights) => {
+                read2(x, dy, |x, dy| read(weights, |weights| self.backward(x, Some(weights), dy)))???
+            }
+        };
+        let d_weights = match (d_weights, weights) {
+            (Some(d), Some(weights)) => Some(own(d, weights.shape())?),
+            _ => None,
+        };
+        Ok((Some(own(dx, x.shape())?), d_weights))
+    }
+}
+
 impl CustomOp1 for Experts {
     fn name(&self) -> &'static str {
         "mlp"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, lx: &Layout) -> Result<(CpuStorage, TensorShape)> {
-        self.forward(slice("x", x, lx)?, None)
+        let (y, shape) = self.forward(slice("x", x, lx)?, None)?;
+        Ok((CpuStorage::F32(y), shape))
     }
 
     fn bwd(&self, x: &Tensor, _y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
-        let (dx, _) = read2(x, dy, |x, dy| self.backward(x, None, dy))??;
-        Ok(Some(own(dx, x.shape())?))
+        let (dx, _) = self.gradients(x, None, dy)?;
+        recycle(dy.clone())?;
+        Ok(dx)
     }
 }
 
@@ -660,7 +536,8 @@ impl CustomOp2 for Experts {
         g: &CpuStorage,
         lg: &Layout,
     ) -> Result<(CpuStorage, TensorShape)> {
-        self.forward(slice("x", x, lx)?, Some(slice("weights", g, lg)?))
+        let (y, shape) = self.forward(slice("x", x, lx)?, Some(slice("weights", g, lg)?))?;
+        Ok((CpuStorage::F32(y), shape))
     }
 
     fn bwd(
@@ -670,8 +547,76 @@ impl CustomOp2 for Experts {
         _y: &Tensor,
         dy: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (dx, d_weights) = read2(x, dy, |x, dy| read(weights, |g| self.backward(x, Some(g), dy)))???;
-        let d_weights = d_weights.map(|d| own(d, weights.shape())).transpose()?;
-        Ok((Some(own(dx, x.shape())?), d_weights))
+        let gradients = self.gradients(x, Some(weights), dy)?;
+        recycle(dy.clone())?;
+        Ok(gradients)
+    }
+}
+
+/// [`Experts`], added to the last argument.
+struct Onto(Experts);
+
+impl Onto {
+    fn forward(&self, x: &[f32], weights: Option<&[f32]>, onto: &[f32]) -> Result<(CpuStorage, TensorShape)> {
+        let (mut y, shape) = self.0.forward(x, weights)?;
+        senmon_kernels::residual::add_to(&mut y, onto);
+        Ok((CpuStorage::F32(y), shape))
+    }
+}
+
+impl CustomOp2 for Onto {
+    fn name(&self) -> &'static str {
+        "mlp-onto"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        onto: &CpuStorage,
+        lo: &Layout,
+    ) -> Result<(CpuStorage, TensorShape)> {
+        self.forward(slice("x", x, lx)?, None, slice("the residual stream", onto, lo)?)
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        _onto: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((self.0.gradients(x, None, dy)?.0, Some(dy.clone())))
+    }
+}
+
+impl CustomOp3 for Onto {
+    fn name(&self) -> &'static str {
+        "experts-onto"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        lx: &Layout,
+        g: &CpuStorage,
+        lg: &Layout,
+        onto: &CpuStorage,
+        lo: &Layout,
+    ) -> Result<(CpuStorage, TensorShape)> {
+        let (weights, onto) = (slice("weights", g, lg)?, slice("the residual stream", onto, lo)?);
+        self.forward(slice("x", x, lx)?, Some(weights), onto)
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weights: &Tensor,
+        _onto: &Tensor,
+        _y: &Tensor,
+        dy: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (dx, d_weights) = self.0.gradients(x, Some(weights), dy)?;
+        Ok((dx, d_weights, Some(dy.clone())))
     }
 }
