@@ -204,6 +204,59 @@ fn gradients_of_what_is_beyond_plain_experts() {
     }
 }
 
+/// The sum with the residual stream, within the experts' op or after what follows them, has the bits of one made outside, and so have all gradients.
+#[test]
+fn added_to_the_residual_stream_is_the_sum() {
+    let mut cases: Vec<(String, MoeConfig, Wants)> =
+        KINDS.iter().map(|kind| (kind.name.to_owned(), config(kind.name), Wants::default())).collect();
+    let with = |extras: Extras| MoeConfig { extras, ..config("topk_pre") };
+    let plain = Extras::default();
+    for extras in [
+        Extras { zero: 1, ..plain },
+        Extras { identity: 1, ..plain },
+        Extras { constant: 1, ..plain },
+        Extras { residual: true, ..plain },
+        Extras { latent: 4, ..plain },
+    ] {
+        cases.push((format!("{extras:?}"), with(extras), Wants::default()));
+    }
+    let mut dropout = config("topk_pre");
+    dropout.router.expert_dropout = 0.3;
+    cases.push(("dropout".into(), dropout, Wants::default()));
+    for dense_gradient in [DenseGradient::StraightThrough, DenseGradient::Ema] {
+        cases.push((
+            format!("{dense_gradient:?}"),
+            config("topk_pre"),
+            Wants { dense_gradient, ..Wants::default() },
+        ));
+    }
+    cases.push(("distance".into(), config("topk_pre"), Wants { distance: true, ..Wants::default() }));
+    let upstream = tensor(&[12, H], 10, 1.0);
+    for (case, c, wants) in cases {
+        let tokens = ids(12);
+        let run = |within: bool| {
+            let x = Var::from_tensor(&tensor(&[12, H], 9, 1.0)).unwrap();
+            let stream = Var::from_tensor(&tensor(&[12, H], 8, 1.0)).unwrap();
+            let layer = layer_of(&c, &trained);
+            let mut ctx = pass(&tokens, wants);
+            let y = match within {
+                true => layer.forward_onto(&x, Some(&stream), &mut ctx).unwrap().0,
+                false => (stream.as_tensor() + layer.forward(&x, &mut ctx).unwrap().0).unwrap(),
+            };
+            let grads = (&y * &upstream).unwrap().sum_all().unwrap().backward().unwrap();
+            let mut all = vec![values(&y)];
+            all.extend([&x, &stream].map(|x| values(grads.get(x).unwrap())));
+            let p = layer.params();
+            all.extend([&p.router, &p.gate_up, &p.down].map(|p| p.sink().unwrap().lock().clone()));
+            all.extend(p.extras.values().map(|p| p.sink().unwrap().lock().clone()));
+            all
+        };
+        let (within, outside) = (run(true), run(false));
+        assert!(within.iter().flatten().all(|x| x.is_finite()), "{case}");
+        assert_eq!(within, outside, "{case}");
+    }
+}
+
 #[test]
 fn a_dense_gradient_is_the_routers_alone_and_that_of_all_experts() {
     let x = tensor(&[12, H], 9, 1.0);
