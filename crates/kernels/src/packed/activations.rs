@@ -15,9 +15,14 @@ use std::marker::PhantomData;
 const ROWS: usize = 16;
 /// In a chunk of 8-bit elements, behind them: the scales, f32, one for each 32 elements or one for all.
 pub(super) const SCALES: usize = CHUNK;
-/// And behind those what the sums of groups start from, i32: minus the zero of the codes times the sum of the elements; for Q4_K
-/// the sums of 32 elements in 16 bits, two beside each other.
+/// And behind those what the sums of groups start from, i32: minus the zero of the codes times the sum of the elements, and [`MAGIC`] where
+/// there is a scale for each group; for Q4_K the sums of 32 elements in 16 bits, two beside each other.
 pub(super) const STARTS: usize = SCALES + 32;
+/// And behind those, where there is a scale for each group, minus 1.5·2²³ times the scale: not finite for activations from 3.4e33 on.
+pub(super) const OFFSETS: usize = STARTS + 32;
+/// The bits of 1.5·2²³: what is added to it as an integer, up to 2²² either way, is added to what it stands for as f32. So a sum that
+/// starts there is a number without being made one: `sum · scale` is one multiply-add, exact but for its last rounding.
+pub(super) const MAGIC: i32 = ROUND.to_bits() as i32;
 
 /// Rows of activations \[M, K\] for the products with weights of one format.
 #[derive(Debug, Default)]
@@ -43,7 +48,8 @@ impl Layout {
             (Form::F32 | Form::Rounded, _) => 4 * CHUNK,
             (Form::Bf16, _) => 2 * CHUNK,
             (Form::Bits8, Format::Q6K) => STARTS + 64,
-            (Form::Bits8, _) => STARTS + 32,
+            (Form::Bits8, Format::Q4K) => STARTS + 32,
+            (Form::Bits8, _) => OFFSETS + 32,
         };
         Self { format: Some(format), rows, k, chunk }
     }
@@ -203,6 +209,12 @@ impl<'a> Shares<'a> {
                         _ => {
                             eight_bits::<32>(level, x, to, &mut scales);
                             sums_of_32(level, to, -format.zero(), &mut starts);
+                            for (scale, start) in scales.iter_mut().zip(&mut starts) {
+                                // With two bits less, 3·2²² times the scale is a number of f32.
+                                *scale = f32::from_bits(scale.to_bits() & !3);
+                                *start += MAGIC;
+                            }
+                            numbers(words, OFFSETS, 8).copy_from_slice(&scales.map(|scale| -ROUND * scale));
                         }
                     }
                     let count = if format == Format::Q6K { 16 } else { 8 };
@@ -397,6 +409,38 @@ mod tests {
             }
             for level in Level::available() {
                 assert_eq!(codes(level, group), (to.clone(), scales.clone()), "{level:?}, groups of {group}");
+            }
+        }
+    }
+
+    /// Also of the smallest and largest scales: an offset that were rounded would be off by units of the sum.
+    #[test]
+    fn a_sum_that_starts_at_the_magic_number_is_one_product() {
+        let mut random = Random(3);
+        for size in [1e-40, 1e-36, 1e-20, 0.3, 1e20, 1e30] {
+            let x = random.vec(4 * CHUNK, size);
+            for level in Level::available() {
+                let mut activations = Activations::default();
+                activations.fill(level, Format::Q8_0, &x, x.len());
+                for at in 0..4 {
+                    let chunk = activations.view().chunk(at, 0);
+                    for group in 0..8 {
+                        // SAFETY: a chunk has eight scales, starts and offsets behind its elements.
+                        let (scale, start, offset) = unsafe {
+                            (
+                                *chunk.add(SCALES).cast::<f32>().add(group),
+                                *chunk.add(STARTS).cast::<i32>().add(group),
+                                *chunk.add(OFFSETS).cast::<f32>().add(group),
+                            )
+                        };
+                        assert_eq!(f64::from(offset), -f64::from(ROUND) * f64::from(scale), "{level:?}");
+                        let start = start - MAGIC;
+                        for sum in [start, 0, 1, -1, 77_777, 32 * 128 * 127, -32 * 128 * 127] {
+                            let number = f32::from_bits((MAGIC + sum) as u32).mul_add(scale, offset);
+                            assert_eq!(number, sum as f32 * scale, "{level:?}, {sum} times {scale}");
+                        }
+                    }
+                }
             }
         }
     }

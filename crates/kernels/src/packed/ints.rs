@@ -1,6 +1,6 @@
 //! Products of 8-bit activations with coded panels, chunk by chunk of k: a chunk is unpacked once and then met by all rows.
 
-use super::activations::{SCALES, STARTS, View};
+use super::activations::{MAGIC, OFFSETS, SCALES, STARTS, View};
 use super::unpack::{Unpacked, code_bytes, codes, scales, start_of_codes};
 use super::{CHUNK, Format, PANEL};
 use crate::simd::Level;
@@ -60,7 +60,17 @@ unsafe fn scale(x: *const i8, group: usize) -> f32 {
     unsafe { *x.add(SCALES).cast::<f32>().add(group) }
 }
 
-/// What the sum of a group starts from; two sums of Q4_K.
+/// Minus 1.5·2²³ times the scale of a group of 32 elements.
+///
+/// # Safety
+/// As [`scale`]; of activations with a scale for each group.
+#[inline(always)]
+unsafe fn offset(x: *const i8, group: usize) -> f32 {
+    // SAFETY: behind the starts of a chunk.
+    unsafe { *x.add(OFFSETS).cast::<f32>().add(group) }
+}
+
+/// What the sum of a group starts from, from [`MAGIC`] on where each group has a scale; two sums of Q4_K.
 ///
 /// # Safety
 /// As [`scale`].

@@ -79,7 +79,7 @@ unsafe fn tile<
                 let mut acc = [_mm256_setzero_si256(); R];
                 if !MINS && !signed {
                     for r in 0..R {
-                        acc[r] = _mm256_set1_epi32(start(at[r], g));
+                        acc[r] = _mm256_set1_epi32(start(at[r], g) - if SUPER { 0 } else { MAGIC });
                     }
                 }
                 for first in (0..QUADS).step_by(SPAN) {
@@ -106,8 +106,11 @@ unsafe fn tile<
                 }
                 let own = _mm256_loadu_ps(space.scales[g][half * 8..].as_ptr());
                 for r in 0..R {
-                    let by = if SUPER { own } else { _mm256_mul_ps(own, _mm256_set1_ps(scale(at[r], g))) };
-                    sum[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[r]), by, sum[r]);
+                    let mut number = _mm256_cvtepi32_ps(acc[r]);
+                    if !SUPER {
+                        number = _mm256_mul_ps(number, _mm256_set1_ps(scale(at[r], g)));
+                    }
+                    sum[r] = _mm256_fmadd_ps(number, own, sum[r]);
                 }
             }
             if MINS {

@@ -2,6 +2,7 @@
 
 use super::*;
 use std::arch::x86_64::*;
+use std::sync::atomic::{Ordering, compiler_fence};
 
 /// # Safety
 /// The features; rows within the activations, whole panels.
@@ -31,7 +32,7 @@ pub(super) unsafe fn panels(p: &Panels, space: &mut [Unpacked; 2], sums: Sums) {
     if p.single {
         each_chunk!(p, space, sums, unpack, |groups: usize| groups, 1, 12, tile, 5 6 7 8 9 10 11 12);
     } else {
-        each_chunk!(p, space, sums, unpack, |groups: usize| groups, 2, 6, tile, 3 4 5 6);
+        each_chunk!(p, space, sums, unpack, |groups: usize| groups, 2, 7, tile, 4 5 6 7);
     }
 }
 
@@ -147,11 +148,19 @@ unsafe fn tile<
                     }
                 }
             }
+            // Were the scales loaded with the starts, there would not be registers enough.
+            compiler_fence(Ordering::SeqCst);
             for v in 0..V {
-                let own = _mm512_loadu_ps(chunk.space[v].scales[g].as_ptr());
+                let own = _mm512_loadu_ps(chunk.space[v].scales.as_ptr().add(g).cast());
                 for r in 0..R {
-                    let by = if SUPER { own } else { _mm512_mul_ps(own, _mm512_set1_ps(scale(at[r], g))) };
-                    sum[r][v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][v]), by, sum[r][v]);
+                    let number = if SUPER {
+                        _mm512_cvtepi32_ps(acc[r][v])
+                    } else {
+                        let (scale, offset) = (scale(at[r], g), offset(at[r], g));
+                        let sum = _mm512_castsi512_ps(acc[r][v]);
+                        _mm512_fmadd_ps(sum, _mm512_set1_ps(scale), _mm512_set1_ps(offset))
+                    };
+                    sum[r][v] = _mm512_fmadd_ps(number, own, sum[r][v]);
                 }
             }
         }

@@ -223,12 +223,14 @@ unsafe fn panel<const R: usize, const F: u8>(
                     }
                     let own = scale_of_group::<F>(at, g);
                     for r in 0..R {
-                        let wide = _mm512_cvtepi32_ps(acc[r]);
                         if in_chunks {
-                            within[r] = _mm512_fmadd_ps(wide, own, within[r]);
+                            within[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r]), own, within[r]);
                         } else {
-                            let by = _mm512_mul_ps(own, _mm512_set1_ps(scale(rows[r], g)));
-                            sum[r] = _mm512_fmadd_ps(wide, by, sum[r]);
+                            let (scale, offset) = (scale(rows[r], g), offset(rows[r], g));
+                            let number = _mm512_castsi512_ps(acc[r]);
+                            let number =
+                                _mm512_fmadd_ps(number, _mm512_set1_ps(scale), _mm512_set1_ps(offset));
+                            sum[r] = _mm512_fmadd_ps(number, own, sum[r]);
                         }
                     }
                 }

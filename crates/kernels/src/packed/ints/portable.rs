@@ -62,7 +62,7 @@ unsafe fn row<const QUADS: usize, const SUPER: bool, const MINS: bool>(
         let (x, first, by) = unsafe {
             (
                 std::slice::from_raw_parts(x.add(g * QUADS * 4), QUADS * 4),
-                if MINS { 0 } else { start(x, g) },
+                if MINS { 0 } else { start(x, g) - if SUPER { 0 } else { MAGIC } },
                 if SUPER { 1.0 } else { scale(x, g) },
             )
         };
@@ -76,7 +76,7 @@ unsafe fn row<const QUADS: usize, const SUPER: bool, const MINS: bool>(
         }
         let into = if SUPER { &mut whole } else { &mut *sums };
         for i in 0..PANEL {
-            into[i] += acc[i] as f32 * (space.scales[g][i] * by);
+            into[i] += acc[i] as f32 * by * space.scales[g][i];
         }
     }
     if MINS {
