@@ -4,9 +4,9 @@
 //! maximum, a running sum and a rescaled output. Backward recomputes the probabilities of a tile from the saved log-sum-exp.
 //!
 //! Tiles of keys begin at multiples of [`TILE`] whatever the queries are, and each row's arithmetic is its own: a token
-//! gets the same bits alone, with a cache before it, or in the midst of a whole sequence. A tile of keys is packed for its products
+//! gets the same bits alone, with a cache before it, or in the midst of a whole sequence. In forward a tile of keys is packed for its products
 //! once a block of queries, so blocks are as large as the number of tasks allows, and of a block only the queries that see
-//! something of a tile are computed.
+//! something of a tile are computed. Backward packs the queries: see `backward.rs`.
 //!
 //! With [`Precision::Bf16`](crate::gemm::Precision) the sides of all products are rounded as they are packed: queries, keys, values, unnormalised
 //! probabilities, gradients. The softmax and all sums are f32.
@@ -27,6 +27,7 @@ mod backward;
 pub const TILE: usize = 64;
 /// Queries of a block, at most.
 const BLOCK: usize = 256;
+
 /// The sizes of an attention. Query i of a sequence is token `keys - queries + i` and sees the keys up to itself.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heads {
@@ -84,6 +85,7 @@ impl Heads {
         );
         assert!(self.keys >= self.queries, "there are fewer keys than queries");
         assert!(self.window != Some(0), "a window holds at least the token itself");
+        assert!(self.head_dim > 0, "heads have a width");
     }
 }
 

@@ -104,4 +104,13 @@ impl<'a, T> Shared<'a, T> {
         // SAFETY: in bounds by the assertion; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
     }
+
+    /// The first of `rows` rows of `width` elements, `stride` apart: a pointer, since other tasks may own what lies between the rows. Panics
+    /// when they are not within the slice.
+    pub(crate) fn rows(&self, start: usize, rows: usize, stride: usize, width: usize) -> *mut T {
+        let end = rows.checked_sub(1).map_or(Some(0), |last| last.checked_mul(stride)?.checked_add(width));
+        let end = end.and_then(|end| end.checked_add(start));
+        assert!(end.is_some_and(|end| end <= self.len), "{rows} rows from {start} on in {}", self.len);
+        self.start.wrapping_add(start)
+    }
 }

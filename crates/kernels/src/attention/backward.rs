@@ -1,6 +1,6 @@
-//! The backward of attention. Queries are the columns of its products, packed once a block for all tiles of keys; a tile of keys or
-//! values is the left side as it lies in memory, and scores come out in panels that, as gradients, are the right side of the
-//! next product. The softmax runs down the rows of a panel, a query in each lane.
+//! The backward of attention. Queries are a right side, packed once a block of 256 for all tiles of keys: as columns for the scores, of
+//! which a tile of keys or values is the left side, and as rows for the gradients of keys and values. Scores come out in panels that,
+//! as gradients, are the right side of the next product. The softmax runs down the rows of a panel, a query in each lane.
 
 use super::{BLOCK, Heads, TILE, dot};
 use crate::buffers::{Buffer, Lines};

@@ -133,6 +133,31 @@ fn gradients_over_several_tiles() {
     }
 }
 
+/// Heads of several panels, ragged ones, and such that a sum is visited twice; more queries than a block of a product has rows; rows that are
+/// a multiple of 4 KiB apart.
+#[test]
+fn gradients_of_wide_heads() {
+    for (keys, kv_heads, dim, window) in [
+        (70, 1, 33, None),
+        (260, 2, 80, Some(65)),
+        (20, 1, 520, None),
+        (9, 1, 1030, Some(4)),
+        (1, 2, 7, None),
+        (40, 4, 64, None),
+        (520, 1, 17, None),
+    ] {
+        let h = sizes(1, keys, kv_heads, 2, dim, window);
+        let (qkv, stride, k, v) = fused(h, 15);
+        let d_out = Random(16).vec(keys * h.heads * dim, 1.0);
+        let want = plain::backward(h, &wide(&qkv), stride, k, v, &wide(&d_out));
+        for level in Level::available() {
+            let found = gradient(level.into(), h, &qkv, stride, k, v, &d_out);
+            assert!(found.iter().all(|x| x.is_finite()), "{h:?}");
+            assert_close("d", &found, &want, 3e-5);
+        }
+    }
+}
+
 /// In bf16, of which each number keeps eight bits, what is rounded decides how far off results are, and no more.
 #[test]
 fn in_bf16_within_its_rounding() {

@@ -13,7 +13,7 @@ pub(crate) fn width(level: Level) -> usize {
     micro::shape(level.min(Level::detected())).1
 }
 
-/// Elements from a panel of `rows` rows to the next: a cache line more than it needs, so that the same row of all panels lies in
+/// Elements from a panel of `rows` rows to the next: at least a cache line more than it needs, so that the same row of all panels lies in
 /// several sets of the caches.
 pub(crate) fn panel_len(level: Level, rows: usize) -> usize {
     (rows.next_multiple_of(16)) * width(level) + 16

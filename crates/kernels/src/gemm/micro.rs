@@ -47,15 +47,24 @@ pub(super) struct Right<'a> {
     pub stride: usize,
 }
 
-/// Elements from row to row of a B that may be met where it lies, at most; 0: none. The rows that are asked for ahead of their use fall into
-/// few sets of the first-level cache where they are far apart: of 4 KiB, into one.
-pub(super) fn widest_right(level: Level) -> usize {
-    if level >= Level::Avx512 { 512 } else { 0 }
+/// Whether rows of B so many elements apart may be met where they lie, which pays with AVX-512 alone. The rows that are asked for ahead of
+/// their use fall into few sets of the first-level cache where they are far apart: of 4 KiB, into one.
+pub(super) fn suits_right(level: Level, stride: usize) -> bool {
+    level >= Level::Avx512 && (1..=512).contains(&stride)
 }
 
-/// Whether rows of A so many elements apart may be met where they lie: from 4 KiB on they may all fall into one set of the first-level cache.
+/// Whether rows of A so many elements apart may be met where they lie: at multiples of 4 KiB they all fall into one set of the first-level
+/// cache.
 pub(super) fn suits_left(stride: usize) -> bool {
     !stride.is_multiple_of(1024)
+}
+
+/// Elements that `rows` rows of `width` take, `stride` apart; none where that is no number.
+fn extent(rows: usize, stride: usize, width: usize) -> Option<usize> {
+    match (rows, width) {
+        (0, _) | (_, 0) => Some(0),
+        _ => (rows - 1).checked_mul(stride)?.checked_add(width),
+    }
 }
 
 /// Adds `kc` steps. With `pairs`, which only AVX-512 with BF16 has, every element is two of bf16.
@@ -63,27 +72,29 @@ pub(super) fn suits_left(stride: usize) -> bool {
 pub(super) fn run(level: Level, pairs: bool, kc: usize, a: Left, b: Right, to: Target) {
     let (mr, nr) = shape(level);
     debug_assert!(to.rows <= mr && to.cols <= nr);
-    assert!(kc <= KC && (kc == 0 || b.rows.len() >= (kc - 1) * b.stride + nr));
+    let within = |len: usize, end: Option<usize>| end.is_some_and(|end| end <= len);
+    assert!(kc <= KC && within(b.rows.len(), extent(kc, b.stride, nr)));
     assert!(match a {
-        Left::Rows(rows, stride) => kc == 0 || rows.len() >= (to.rows - 1) * stride + kc,
+        Left::Rows(rows, stride) => within(rows.len(), extent(to.rows, stride, kc)),
         Left::Columns(columns) => columns.len() >= kc * step_of_a(mr),
     });
     if to.cols == nr {
-        // SAFETY: the block that this tile belongs to is one task's, and `check` holds it within C.
-        let c = unsafe { to.c.part(to.start, (to.rows - 1) * to.stride + nr) };
-        tile(level, pairs, to.rows, kc, a, b, c, to.stride, to.load);
+        let c = to.c.rows(to.start, to.rows, to.stride, nr);
+        // SAFETY: C has these rows, and this tile is of one task's block alone.
+        unsafe { tile(level, pairs, to.rows, kc, a, b, c, to.stride, to.load) };
         return;
     }
     // The last columns go through a tile of full width.
     let mut whole = [0.0f32; 14 * 32];
     if to.load {
         for i in 0..to.rows {
-            // SAFETY: as above.
+            // SAFETY: as above; no other part of this task is alive.
             let row = unsafe { to.c.part(to.start + i * to.stride, to.cols) };
             whole[i * nr..][..to.cols].copy_from_slice(row);
         }
     }
-    tile(level, pairs, to.rows, kc, a, b, &mut whole, nr, to.load);
+    // SAFETY: there is room for as many rows as a kernel has.
+    unsafe { tile(level, pairs, to.rows, kc, a, b, whole.as_mut_ptr(), nr, to.load) };
     for i in 0..to.rows {
         // SAFETY: as above.
         let row = unsafe { to.c.part(to.start + i * to.stride, to.cols) };
@@ -92,14 +103,17 @@ pub(super) fn run(level: Level, pairs: bool, kc: usize, a: Left, b: Right, to: T
 }
 
 /// Picks the micro-kernel for the number of rows.
-fn tile(
+///
+/// # Safety
+/// Lengths of `a` and `b` as checked in [`run`]; `c` has `rows` rows of the kernel's width that are nobody else's.
+unsafe fn tile(
     level: Level,
     pairs: bool,
     rows: usize,
     kc: usize,
     a: Left,
     b: Right,
-    c: &mut [f32],
+    c: *mut f32,
     stride: usize,
     load: bool,
 ) {
@@ -107,7 +121,7 @@ fn tile(
         ($kernel:ident, $($r:literal)*) => {
             match (rows, a) {
                 $(
-                    // SAFETY: the level is the machine's (`run_all` lowers it); lengths were checked in `run`.
+                    // SAFETY: the level is the machine's (`run_all` lowers it); all else by the caller's promise.
                     ($r, Left::Rows(a, apart)) => unsafe { $kernel::<$r, true>(kc, a, apart, b, c, stride, load) },
                     // SAFETY: as above.
                     ($r, Left::Columns(a)) => unsafe { $kernel::<$r, false>(kc, a, 0, b, c, stride, load) },
@@ -133,32 +147,37 @@ fn at<const A_ROWS: bool>(r: usize, p: usize, mr: usize, apart: usize) -> usize 
     if A_ROWS { r * apart + p } else { p * step_of_a(mr) + r }
 }
 
-/// 4 × 8, in plain arithmetic; `unsafe` only to be called like its sisters.
+/// 4 × 8, in plain arithmetic.
+///
+/// # Safety
+/// `c` has `R` rows of 8.
 unsafe fn portable<const R: usize, const A_ROWS: bool>(
     kc: usize,
     a: &[f32],
     apart: usize,
     b: Right,
-    c: &mut [f32],
+    c: *mut f32,
     stride: usize,
     load: bool,
 ) {
+    // SAFETY: by the caller's promise; rows do not overlap.
+    let row = |r: usize| unsafe { std::slice::from_raw_parts_mut(c.add(r * stride), 8) };
     let mut sums = [[0.0f32; 8]; R];
     if load {
         for (r, sum) in sums.iter_mut().enumerate() {
-            sum.copy_from_slice(&c[r * stride..][..8]);
+            sum.copy_from_slice(row(r));
         }
     }
-    for (p, row) in b.rows.chunks(b.stride).map(|row| &row[..8]).take(kc).enumerate() {
+    for (p, y) in b.rows.chunks(b.stride.max(1)).map(|row| &row[..8]).take(kc).enumerate() {
         for (r, sum) in sums.iter_mut().enumerate() {
             let x = a[at::<A_ROWS>(r, p, 4, apart)];
-            for (s, y) in sum.iter_mut().zip(row) {
+            for (s, y) in sum.iter_mut().zip(y) {
                 *s += x * y;
             }
         }
     }
     for (r, sum) in sums.iter().enumerate() {
-        c[r * stride..][..8].copy_from_slice(sum);
+        row(r).copy_from_slice(sum);
     }
 }
 
@@ -184,14 +203,14 @@ mod x86 {
                 a: &[f32],
                 apart: usize,
                 b: Right,
-                c: &mut [f32],
+                c: *mut f32,
                 stride: usize,
                 load: bool,
             ) {
                 // SAFETY: every address is within the slices by the caller's promise.
                 unsafe {
                     let (ahead, apart_b) = (ahead(b.stride), b.stride);
-                    let (a, mut b, c) = (a.as_ptr(), b.rows.as_ptr(), c.as_mut_ptr());
+                    let (a, mut b) = (a.as_ptr(), b.rows.as_ptr());
                     let mut sums = [[_mm512_setzero_ps(); 2]; R];
                     for (r, sum) in sums.iter_mut().enumerate() {
                         if load {
@@ -259,14 +278,14 @@ mod x86 {
         a: &[f32],
         apart: usize,
         b: Right,
-        c: &mut [f32],
+        c: *mut f32,
         stride: usize,
         load: bool,
     ) {
         // SAFETY: every address is within the slices by the caller's promise.
         unsafe {
             let apart_b = b.stride;
-            let (a, mut b, c) = (a.as_ptr(), b.rows.as_ptr(), c.as_mut_ptr());
+            let (a, mut b) = (a.as_ptr(), b.rows.as_ptr());
             let mut sums = [[_mm256_setzero_ps(); 2]; R];
             for (r, sum) in sums.iter_mut().enumerate() {
                 if load {

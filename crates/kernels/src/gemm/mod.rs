@@ -11,8 +11,8 @@
 //! across, `MAX_M` rows. It walks k in steps of `KC`: the block of B is packed into panels of as many columns as the
 //! micro-kernel has lanes (they stay in the second-level cache), then each panel of a few rows of A is packed
 //! (first-level cache) and met with all of them. Packing is also where rows are gathered (tokens of an expert),
-//! scaled (gate weights) and transposed. What needs none of that is met where it lies: rows of A along which k runs, and with
-//! AVX-512 rows of B that are not far apart.
+//! scaled (gate weights), rounded and transposed. What needs none of that is met where it lies: rows of A along which k runs, unless
+//! they share a set of the cache, and with AVX-512 rows of B, where a block has whole panels of them and they are not far apart.
 
 pub(crate) mod columns;
 mod cut;
@@ -403,8 +403,8 @@ fn run_block(how: How, p: &Product, block: &Block, c: Shared<f32>, epilogue: &(i
             let kc = how.steps().min(p.k - k0);
             // What the micro-kernel takes for a step.
             let steps = if how.pairs { kc.div_ceil(2) } else { kc };
-            let whole = halves == 1 && n.is_multiple_of(nr) && p.b.stride <= micro::widest_right(level);
-            let plain_b = if whole && !p.b.k_inner { p.b.plain(how, k0, block.n0) } else { None };
+            let suits = halves == 1 && n.is_multiple_of(nr) && micro::suits_right(level, p.b.stride);
+            let plain_b = if suits && !p.b.k_inner { p.b.plain(how, k0, block.n0) } else { None };
             for half in 0..halves {
                 if plain_b.is_some() {
                     break;

@@ -302,6 +302,28 @@ proptest! {
     }
 }
 
+/// One row that stands for all: rows 0 apart.
+#[test]
+fn rows_may_be_the_same_row() {
+    let (m, n, k) = (5, 32, 7);
+    let (a, b) = (numbers(k, 1), numbers(n, 2));
+    for level in Level::available() {
+        let mut c = vec![f32::NAN; m * n];
+        serial_at(level, m, n, k, View::rows(&a, 0), View::rows(&b, 0), &mut c, n, false);
+        let sum: f32 = a.iter().sum();
+        for (i, c) in c.iter().enumerate() {
+            assert!((c - sum * b[i % n]).abs() < 1e-5, "{level:?}");
+        }
+    }
+}
+
+#[test]
+#[should_panic]
+fn a_stride_beyond_all_numbers_is_refused() {
+    let (a, b, mut c) = ([1.0; 64], [1.0; 128], [0.0; 128]);
+    serial(4, 32, 4, View::rows(&a, usize::MAX / 3 + 1), View::rows(&b, 32), &mut c, 32, false);
+}
+
 #[test]
 fn blocks_of_full_size_and_beyond() {
     // Larger than a block in every direction, A across k, B both ways; then a pair whose halves are larger than half a block.
