@@ -231,12 +231,14 @@ fn added_to_the_residual_stream_is_the_sum() {
         ));
     }
     cases.push(("distance".into(), config("topk_pre"), Wants { distance: true, ..Wants::default() }));
-    let upstream = tensor(&[12, H], 10, 1.0);
+    // So many that the memory of gradients is used again.
+    cases.push(("many tokens".into(), config("topk_pre"), Wants::default()));
     for (case, c, wants) in cases {
-        let tokens = ids(12);
+        let count = if case == "many tokens" { 6_000 } else { 12 };
+        let (tokens, upstream) = (ids(count), tensor(&[count, H], 10, 1.0));
         let run = |within: bool| {
-            let x = Var::from_tensor(&tensor(&[12, H], 9, 1.0)).unwrap();
-            let stream = Var::from_tensor(&tensor(&[12, H], 8, 1.0)).unwrap();
+            let x = Var::from_tensor(&tensor(&[count, H], 9, 1.0)).unwrap();
+            let stream = Var::from_tensor(&tensor(&[count, H], 8, 1.0)).unwrap();
             let layer = layer_of(&c, &trained);
             let mut ctx = pass(&tokens, wants);
             let y = match within {

@@ -33,7 +33,7 @@ use pack::Scratch;
 
 /// Steps of k between two visits to C.
 pub(crate) const KC: usize = 512;
-/// Rows of C in one task whose A is packed across, at most (a multiple of every micro-kernel's rows).
+/// Rows of C in one task whose A is packed across or that visits C more than once, at most (a multiple of every micro-kernel's rows).
 pub(crate) const MAX_M: usize = 504;
 /// Columns of C in one task, at most (a multiple of every micro-kernel's columns).
 pub(crate) const MAX_N: usize = 512;
@@ -385,8 +385,8 @@ fn check(p: &Product, c_len: usize) {
     let width = p.n + p.twin.unwrap_or(0);
     assert!(p.twin.is_none_or(|twin| twin >= p.n), "the halves of a product with twins overlap");
     assert!(p.c_stride >= width || p.m == 1, "rows of C overlap: stride {} for {width} columns", p.c_stride);
-    let end = p.c_start + (p.m - 1) * p.c_stride + width;
-    assert!(end <= c_len, "C has {c_len} elements, the product needs {end}");
+    let end = micro::extent(p.m, p.c_stride, width).and_then(|rows| rows.checked_add(p.c_start));
+    assert!(end.is_some_and(|end| end <= c_len), "C has {c_len} elements, the product needs {end:?}");
 }
 
 /// Computes one block, calling `epilogue` for each panel of rows.

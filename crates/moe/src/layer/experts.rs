@@ -90,6 +90,7 @@ impl MoeLayer {
         if !self.drops_out(ctx) {
             return Ok(ops::experts(x, &p.gate_up, &p.down, biases, weights, dispatch, s, onto)?);
         }
+        debug_assert!(onto.is_none(), "with dropout the residual sum is made outside");
         let a = ops::gated_up(x, &p.gate_up, biases.map(|b| &b.0), dispatch, s)?;
         let a = self.dropout(a, dispatch, slots, ctx)?;
         let bias = biases.map(|b| &b.1);

@@ -28,7 +28,7 @@ pub(super) unsafe fn panels(p: &Panels, space: &mut [Unpacked; 2], sums: Sums) {
         }
         codes(format, bytes, len, &mut space.codes);
     };
-    // 12 sums in registers: with two panels a row's quad is read once for both.
+    // 12 or 14 sums in registers: with two panels a row's quad is read once for both.
     if p.single {
         each_chunk!(p, space, sums, unpack, |groups: usize| groups, 1, 12, tile, 5 6 7 8 9 10 11 12);
     } else {
