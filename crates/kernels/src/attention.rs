@@ -15,6 +15,7 @@ use crate::buffers::Buffer;
 use crate::by_level;
 use crate::gemm::{Arithmetic, View, serial_at};
 use crate::lanes;
+use crate::layout::extent;
 use crate::math::exp;
 use crate::pool::{self, Shared};
 use crate::profile;
@@ -92,7 +93,7 @@ impl Heads {
 fn check_rows(what: &str, len: usize, rows: usize, stride: usize, width: usize) {
     assert!(width <= stride, "{what}: stride {stride} below {width}");
     assert!(
-        rows == 0 || len >= (rows - 1) * stride + width,
+        extent(rows, stride, width).is_some_and(|end| end <= len),
         "{what}: {len} elements for {rows} rows of {stride}"
     );
 }

@@ -54,3 +54,11 @@ impl Rows {
         );
     }
 }
+
+/// Elements that `rows` rows of `width` take, `stride` apart; none where that is no number.
+pub(crate) fn extent(rows: usize, stride: usize, width: usize) -> Option<usize> {
+    match (rows, width) {
+        (0, _) | (_, 0) => Some(0),
+        _ => (rows - 1).checked_mul(stride)?.checked_add(width),
+    }
+}

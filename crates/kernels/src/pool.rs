@@ -1,5 +1,6 @@
 //! Work for as many threads as the rayon pool has that the caller runs in.
 
+use crate::layout::extent;
 use crate::{profile, team};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -108,8 +109,7 @@ impl<'a, T> Shared<'a, T> {
     /// The first of `rows` rows of `width` elements, `stride` apart: a pointer, since other tasks may own what lies between the rows. Panics
     /// when they are not within the slice.
     pub(crate) fn rows(&self, start: usize, rows: usize, stride: usize, width: usize) -> *mut T {
-        let end = rows.checked_sub(1).map_or(Some(0), |last| last.checked_mul(stride)?.checked_add(width));
-        let end = end.and_then(|end| end.checked_add(start));
+        let end = extent(rows, stride, width).and_then(|rows| rows.checked_add(start));
         assert!(end.is_some_and(|end| end <= self.len), "{rows} rows from {start} on in {}", self.len);
         self.start.wrapping_add(start)
     }

@@ -11,7 +11,6 @@ use senmon_kernels::expert_mlp::Shape;
 use senmon_kernels::gemm::Precision;
 use senmon_kernels::rotary::Rope;
 use senmon_moe::layer::{MoeParams, Wants, extra_defs};
-use senmon_moe::ops::residual;
 use senmon_moe::tensor::{reclaim, recycle};
 use senmon_moe::{Ctx, MoeLayer, PackedWeight, Param, Routing, RoutingObserver, SelectionBias, Stored};
 use std::collections::HashMap;
@@ -503,9 +502,7 @@ impl Decoder {
         if layer.residual.scale != 1.0 {
             y = (y * layer.residual.scale as f64)?;
         }
-        let sum = residual(x, &y)?;
-        recycle(y)?;
-        Ok(sum)
+        Ok(senmon_moe::ops::added(y, Some(x))?)
     }
 }
 

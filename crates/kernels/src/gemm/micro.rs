@@ -2,6 +2,7 @@
 
 use super::KC;
 use super::pack::step_of_a;
+use crate::layout::extent;
 use crate::pool::Shared;
 use crate::simd::Level;
 #[cfg(target_arch = "x86_64")]
@@ -57,14 +58,6 @@ pub(super) fn suits_right(level: Level, stride: usize) -> bool {
 /// cache.
 pub(super) fn suits_left(stride: usize) -> bool {
     !stride.is_multiple_of(1024)
-}
-
-/// Elements that `rows` rows of `width` take, `stride` apart; none where that is no number.
-pub(super) fn extent(rows: usize, stride: usize, width: usize) -> Option<usize> {
-    match (rows, width) {
-        (0, _) | (_, 0) => Some(0),
-        _ => (rows - 1).checked_mul(stride)?.checked_add(width),
-    }
 }
 
 /// Adds `kc` steps. With `pairs`, which only AVX-512 with BF16 has, every element is two of bf16.

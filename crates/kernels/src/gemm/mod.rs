@@ -24,6 +24,7 @@ mod pairs;
 use crate::blocks::{bf16_to_f32, dequantize_at, f32_to_bf16};
 use crate::by_level;
 use crate::elements::{Elements, Matrix};
+use crate::layout::extent;
 use crate::pool::{self, Shared};
 use crate::profile;
 use crate::simd::Level;
@@ -385,7 +386,7 @@ fn check(p: &Product, c_len: usize) {
     let width = p.n + p.twin.unwrap_or(0);
     assert!(p.twin.is_none_or(|twin| twin >= p.n), "the halves of a product with twins overlap");
     assert!(p.c_stride >= width || p.m == 1, "rows of C overlap: stride {} for {width} columns", p.c_stride);
-    let end = micro::extent(p.m, p.c_stride, width).and_then(|rows| rows.checked_add(p.c_start));
+    let end = extent(p.m, p.c_stride, width).and_then(|rows| rows.checked_add(p.c_start));
     assert!(end.is_some_and(|end| end <= c_len), "C has {c_len} elements, the product needs {end:?}");
 }
 

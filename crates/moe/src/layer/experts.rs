@@ -42,7 +42,7 @@ impl MoeLayer {
             }
         } else {
             let more = ctx.train && ctx.wants.dense_gradient != DenseGradient::None;
-            let onto = onto.filter(|_| !more && !self.drops_out(ctx));
+            let onto = onto.filter(|_| !more);
             added = onto.is_some();
             self.experts(inner, Some(&routing.weights), &dispatch, dispatch.slots, onto, ctx)?
         };
@@ -74,7 +74,7 @@ impl MoeLayer {
         self.experts(rows, None, dispatch, slots, None, ctx)
     }
 
-    /// The experts' MLPs on `x` \[T, L\], their outputs weighted and summed by token: \[T, L\]; added to `onto`, which no dropout knows.
+    /// The experts' MLPs on `x` \[T, L\], their outputs weighted and summed by token: \[T, L\]; added to `onto`, if there is one.
     /// `slots` of the dispatch are of one token.
     fn experts(
         &self,
@@ -90,14 +90,14 @@ impl MoeLayer {
         if !self.drops_out(ctx) {
             return Ok(ops::experts(x, &p.gate_up, &p.down, biases, weights, dispatch, s, onto)?);
         }
-        debug_assert!(onto.is_none(), "with dropout the residual sum is made outside");
         let a = ops::gated_up(x, &p.gate_up, biases.map(|b| &b.0), dispatch, s)?;
         let a = self.dropout(a, dispatch, slots, ctx)?;
         let bias = biases.map(|b| &b.1);
-        Ok(match weights {
+        let y = match weights {
             Some(weights) => ops::down_combine(&a, &p.down, bias, weights, dispatch, s)?,
             None => ops::down(&a, &p.down, bias, dispatch, s)?,
-        })
+        };
+        Ok(ops::added(y, onto)?)
     }
 
     /// Inner activations are set to 0 by chance.

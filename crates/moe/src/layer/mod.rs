@@ -10,7 +10,7 @@ use crate::config::{DenseGradient, Extras, RouterConfig};
 use crate::error::{MoeError, Result};
 use crate::ops;
 use crate::router::Router;
-use crate::tensor::{recycle, shaped};
+use crate::tensor::shaped;
 use candle_core::{D, Tensor};
 use candle_nn::ops::{sigmoid, softmax};
 pub use params::{ExtraDef, ExtraInit, MoeParams, SelectionBias, check_together, extra_defs};
@@ -354,11 +354,7 @@ impl MoeLayer {
             }
             y = (y + shared)?;
         }
-        if let Some(onto) = onto.filter(|_| !added) {
-            let sum = ops::residual(&onto, &y)?;
-            recycle(y)?;
-            y = sum;
-        }
+        y = ops::added(y, onto.as_ref().filter(|_| !added))?;
         self.show_outputs(&inner, ctx)?;
         if let Some(observer) = &mut ctx.observer {
             match self.config.extras.members {

@@ -4,7 +4,7 @@
 //! have sinks, and so are no arguments, [`experts`] has both in one op, and the sum with the residual stream: candle adds every
 //! gradient that passes through it into fresh zeros.
 
-use super::{residual, weight_gradient};
+use super::{added, weight_gradient};
 use crate::param::{Param, Sink};
 use crate::tensor::{own, read, read2, recycle, shaped, slice};
 use candle_core::{
@@ -105,14 +105,7 @@ pub fn experts(
         Some(weights) => down_combine(&a, down, biases.map(|b| &b.1), weights, dispatch, shape)?,
         None => self::down(&a, down, biases.map(|b| &b.1), dispatch, shape)?,
     };
-    match onto {
-        None => Ok(y),
-        Some(onto) => {
-            let sum = residual(onto, &y)?;
-            recycle(y)?;
-            Ok(sum)
-        }
-    }
+    added(y, onto)
 }
 
 /// `a` \[N, I\] from `x` \[T, H\], `w` \[E, P, H\] and `bias` \[E, P\]: for each row of the dispatch, act(gate) · up. A bias has no

@@ -126,9 +126,13 @@ impl CustomOp1 for Watched {
     }
 }
 
-/// `x + y` of one shape, in place of candle's sum: on all threads, and their gradients are not copied.
-pub fn residual(x: &Tensor, y: &Tensor) -> Result<Tensor> {
-    x.apply_op2(y, Residual)
+/// What a block gives, added to the residual stream `onto` of its shape, if it is to be: in place of candle's sum, on all threads, and
+/// gradients are not copied. The memory of `y` is kept.
+pub fn added(y: Tensor, onto: Option<&Tensor>) -> Result<Tensor> {
+    let Some(onto) = onto else { return Ok(y) };
+    let sum = onto.apply_op2(&y, Residual)?;
+    recycle(y)?;
+    Ok(sum)
 }
 
 struct Residual;
